@@ -165,7 +165,7 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 		l.mu.Unlock()
 		before := l.mesh.server.running.changes.Load()
 		c.OnClose(func(error) { l.forget(c) })
-		request := l.request(nc)
+		request, expires := l.request(nc)
 		l.mu.Lock()
 		if _, still := l.open[c]; still {
 			l.open[c] = request
@@ -182,6 +182,10 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 			})
 			continue
 		}
+		if !expires.IsZero() {
+			timer := time.AfterFunc(time.Until(expires), func() { c.CloseFor(errNoPeer) })
+			c.OnClose(func(error) { timer.Stop() })
+		}
 		if l.mesh.connsObserved {
 			return l.mesh.observeAccepted(c, start, request.Principal), nil
 		}
@@ -189,14 +193,18 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 	}
 }
 
-// request returns what policies see of a connection.
-func (l *tcpListener) request(nc net.Conn) authz.Request {
-	r := authz.Request{L4: true}
+// request returns what policies see of a connection, and when it must end because the certificate of an authority of its peer expires.
+// That is zero if the peer's own, which the listener watches, expires first.
+func (l *tcpListener) request(nc net.Conn) (r authz.Request, expires time.Time) {
+	r.L4 = true
 	if secure, ok := nc.(*tls.Conn); ok && l.mesh.identity != nil {
 		state := secure.ConnectionState()
 		r.SNI = state.ServerName
 		if peer, err := l.mesh.identity.Peer(&state, time.Now()); err == nil {
 			r.Principal = principal(peer)
+			if at := peer.NotAfter(); at.Before(peer.Certificate.NotAfter) {
+				expires = at
+			}
 		}
 	}
 	if remote, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
@@ -206,7 +214,7 @@ func (l *tcpListener) request(nc net.Conn) authz.Request {
 	if local, err := netip.ParseAddrPort(nc.LocalAddr().String()); err == nil {
 		r.Destination = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
 	}
-	return r
+	return r, expires
 }
 
 var (
@@ -224,7 +232,7 @@ func (l *tcpListener) judge(r *authz.Request) error {
 
 // again decides again about a connection that was admitted as then. A peer that has no identity any more is denied.
 func (l *tcpListener) again(nc net.Conn, then *authz.Request) error {
-	now := l.request(nc)
+	now, _ := l.request(nc)
 	if then.Principal != "" && now.Principal == "" {
 		return errNoPeer
 	}

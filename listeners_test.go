@@ -2,13 +2,21 @@ package mesh_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"math/big"
 	"net"
 	"net/http"
+	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -440,4 +448,77 @@ func TestDialContextGivesBackAfterAPanic(t *testing.T) {
 	if _, ok := dialled.Load("10.0.0.1:1"); !ok {
 		t.Error("the endpoint whose dial panicked is taken to be busy for ever")
 	}
+}
+
+// A certificate proves nothing any more when that of its authority has expired: connections made with it end then, in both directions.
+func TestConnectionsEndWithTheirAuthority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, began := newTown(t), time.Now()
+		peer, authority := issueUnder(t, "payment-service", began.Add(time.Minute), began.Add(time.Hour))
+		own := trusting{w.Source("default", "order-service"), append(w.Bundle().X509Authorities(), authority)}
+		network := serveTLS(t, says("ok"), &tls.Config{ClientAuth: tls.RequireAnyClientCert, Certificates: []tls.Certificate{peer}})
+		m := newMesh(t, strict, mesh.WithTransport(&http.Transport{DialContext: network.DialContext}), mesh.WithIdentity(own),
+			mesh.WithDiscovery(discovery.Static{"payment-service": {{Address: "10.0.0.1", Port: 443, ServiceAccount: "payment-service"}}}))
+		ln := m.ListenTCP(network.Listen("10.0.0.2:80"))
+		defer ln.Close()
+		accepting := make(chan net.Conn, 1)
+		go func() {
+			conn, _ := ln.Accept()
+			accepting <- conn
+		}()
+		near, err := network.DialContext(t.Context(), "tcp", "10.0.0.2:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer near.Close()
+		client := tls.Client(near, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{peer}})
+		if err := client.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		accepted := <-accepting
+		dialled, err := m.DialContext(t.Context(), "tcp", "payment-service:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		get(t, m.Client(), "http://payment-service/")
+		for name, conn := range map[string]net.Conn{"accepted": accepted, "dialled": dialled} {
+			conn.SetReadDeadline(began.Add(2 * time.Minute))
+			if _, err := conn.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the connection that was %s goes on", name)
+			}
+			conn.Close()
+		}
+		time.Sleep(time.Until(began.Add(2 * time.Minute)))
+		if a, err := try(m.Client(), "http://payment-service/"); err == nil {
+			t.Errorf("a call over the connection of before: %d", a.status)
+		}
+	})
+}
+
+// issueUnder returns a certificate of an account, which expires at leaf, and its authority, which expires at root.
+func issueUnder(t *testing.T, account string, root, leaf time.Time) (tls.Certificate, *x509.Certificate) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	create := func(template, parent *x509.Certificate) *x509.Certificate {
+		template.SerialNumber, template.NotBefore, template.BasicConstraintsValid = big.NewInt(1), time.Now(), true
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	template := &x509.Certificate{Subject: pkix.Name{CommonName: "brief"}, NotAfter: root, IsCA: true, KeyUsage: x509.KeyUsageCertSign}
+	authority := create(template, template)
+	own := create(&x509.Certificate{
+		URIs: []*url.URL{{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/default/sa/" + account}}, NotAfter: leaf,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, authority)
+	return tls.Certificate{Certificate: [][]byte{own.Raw}, PrivateKey: key}, authority
 }

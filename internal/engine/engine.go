@@ -96,6 +96,7 @@ func New(config Config) (*Engine, error) {
 // endpoints. It must not be called after [Engine.Apply].
 func (e *Engine) Identify(identity *tlsid.Keeper, trustDomain string) {
 	e.identity, e.trustDomain = identity, trustDomain
+	e.config.Template.Identity = identity
 }
 
 // Rotate makes new calls use new connections wherever the identity was presented.

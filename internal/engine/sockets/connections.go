@@ -3,7 +3,6 @@ package sockets
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -16,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/tlsid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -58,8 +58,8 @@ func (c *Connections) TLS() *tls.Config {
 	return c.tls(c.expireBefore)
 }
 
-// tls returns a configuration that reports when the certificates of a handshake expire: the peer's, and ours if it is
-// presented.
+// tls returns a configuration that reports when the certificates of a handshake expire: the peer's, with what it was issued by, and
+// ours if it is presented.
 func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 	config := c.socket.config
 	if config == nil {
@@ -68,14 +68,19 @@ func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 	config = config.Clone()
 	verify, present := config.VerifyConnection, config.GetClientCertificate
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		if err := verify(state); err != nil {
+		err, notAfter := verify(state), state.PeerCertificates[0].NotAfter
+		if err == nil && c.socket.key.security.Kind == Mutual {
+			var peer tlsid.Peer
+			if peer, err = c.socket.owner.from.Identity.Peer(&state, time.Now()); err == nil {
+				c.prove(peer.ID)
+				notAfter = peer.NotAfter()
+			}
+		}
+		if err != nil {
 			// Nothing has been sent yet, and this error type says so.
 			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
 		}
-		expires(state.PeerCertificates[0].NotAfter)
-		if c.socket.key.security.Kind == Mutual {
-			c.prove(state.PeerCertificates[0])
-		}
+		expires(notAfter)
 		return nil
 	}
 	if present != nil {
@@ -90,10 +95,9 @@ func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 	return config
 }
 
-// prove records the identity in the endpoint's certificate, which was verified.
-func (c *Connections) prove(certificate *x509.Certificate) {
-	id, err := spiffeid.FromURI(certificate.URIs[0])
-	if name := id.String(); err == nil && name != c.ProvenID() {
+// prove records the identity of the endpoint, which was verified.
+func (c *Connections) prove(id spiffeid.ID) {
+	if name := id.String(); name != c.ProvenID() {
 		c.proven.Store(&name)
 	}
 }

@@ -26,7 +26,8 @@ type Set struct {
 	// Multiplexed says that the endpoints speak HTTP/2, so that calls share connections.
 	Multiplexed atomic.Bool
 
-	template    *http.Transport
+	from        *Template
+	template    *http.Transport        // of from
 	origination *originate.Origination // nil unless a document asks for TLS with certificates that it names
 
 	mu  sync.Mutex
@@ -97,7 +98,7 @@ func New(from *Template, config *policy.Cluster, before *Set) (*Set, error) {
 		return nil, err
 	}
 	probe.Close()
-	c := &Set{Pool: pool, Limits: config.Pool, template: template, origination: originated}
+	c := &Set{Pool: pool, Limits: config.Pool, from: from, template: template, origination: originated}
 	c.Multiplexed.Store(config.UpgradeHTTP2)
 	return c, nil
 }

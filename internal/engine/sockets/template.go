@@ -8,11 +8,14 @@ import (
 
 	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // Template is the template for all connections. It also holds the connections to hosts outside the mesh, which have no
 // limits.
 type Template struct {
+	Identity *tlsid.Keeper // for [Mutual]; nil without one
+
 	transport *http.Transport
 	outside   *limit.Conns      // with the template's proxy
 	replaced  http.RoundTripper // in place of all connections to endpoints, for benchmarks
