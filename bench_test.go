@@ -93,7 +93,7 @@ func benchSides(tb testing.TB) []benchSide {
 		{"plan+circuit", 1, noopMesh(tb, plan, circuit)},
 		{"plan+circuit+calls observed", 1, noopMesh(tb, plan, circuit, calls)},
 		{"plan+circuit+calls and tries observed", 4, noopMesh(tb, plan, circuit, calls, tries)},
-		{"plan+circuit+timeouts", 5, noopMesh(tb, timeouts, circuit)},
+		{"plan+circuit+timeouts", 3, noopMesh(tb, timeouts, circuit)},
 	}
 }
 

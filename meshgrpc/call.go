@@ -176,6 +176,9 @@ func (c *call) Prepare(backend *route.Backend, match int) error {
 // Failure implements engine.Adapter.
 func (c *call) Failure(err error) failure.Kind { return failure.Of(c.Context(), nil, err) }
 
+// NewLimits implements engine.Adapter.
+func (c *call) NewLimits() *deadline.Call { return new(deadline.Call) }
+
 // Bytes implements engine.Adapter.
 func (c *call) Bytes() (sent, received int64) {
 	return c.observed.sent.Load(), c.observed.received.Load()

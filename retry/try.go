@@ -6,11 +6,9 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/attempt"
-	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
@@ -23,13 +21,14 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 	ctx := l.context(req)
 	watch := caller.ToWatch(req)
 	if limit := l.Policy.config.PerTryTimeout; limit > 0 || l.Policy.trace {
-		t := &try{traced: l.Policy.trace}
+		t, atOnce := newTry(a, n)
+		t.Traced = l.Policy.trace
 		if watch {
-			t.ctx.Start(ctx, deadline.PerTry, deadline.Within(ctx, limit), false)
+			t.Context.Start(ctx, deadline.PerTry, deadline.Within(ctx, limit), false)
 		} else {
-			t.ctx.StartTry(ctx, limit)
+			t.Context.StartTry(ctx, limit, atOnce)
 		}
-		if t.traced || t.ctx.Limited() {
+		if t.Traced || t.Context.Limited() {
 			return t.do(req, a, n, r, again)
 		}
 	}
@@ -46,16 +45,26 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 }
 
 // try is a try with a limit, or with a trace.
-type try struct {
-	ctx    deadline.Context
-	out    http.Request // what is sent
-	body   body.Reader
-	traced bool
-	begun  atomic.Bool // the transport has begun to write the request
+type try attempt.Timed
+
+// roomy is an Attempter that allocates memory for the first try together with its own. It returns nil unless the limits of the call have
+// just begun.
+type roomy interface {
+	Room() *attempt.Timed
+}
+
+// newTry returns memory for the n-th try, and whether that begins together with its call.
+func newTry(a Attempter, n int) (t *try, atOnce bool) {
+	if first, ok := a.(roomy); ok && n == 1 {
+		if room := first.Room(); room != nil {
+			return (*try)(room), true
+		}
+	}
+	return new(try), false
 }
 
 // End implements body.Ender.
-func (t *try) End(error) { t.ctx.Cancel() }
+func (t *try) End(error) { t.Context.Cancel() }
 
 // do makes the try, once its context has started.
 func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser) (
@@ -63,20 +72,20 @@ func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.Read
 	attached := false
 	defer func() {
 		if !attached {
-			t.ctx.Cancel()
+			t.Context.Cancel()
 		}
 	}()
-	out := &t.out
+	out := &t.Sent
 	*out = *req.WithContext(numbered(t.context(), n))
 	if err := prepare(out, req, n, r, again); err != nil {
 		return nil, req, err
 	}
 	resp, err := a.Attempt(out, n)
-	inTime := t.ctx.Stop()
+	inTime := t.Context.Stop()
 	switch {
 	case err == nil && inTime:
-		if attached = true; !t.ctx.Follows() {
-			t.body.Attach(resp, t)
+		if attached = true; !t.Context.Follows() {
+			t.Body.Attach(resp, t)
 		}
 		return resp, out, nil
 	case err == nil:
@@ -84,22 +93,22 @@ func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.Read
 		if resp.Body != nil {
 			resp.Body.Close()
 		}
-		return nil, out, t.ctx.Limit()
-	case t.ctx.Exceeded() != nil:
-		return nil, out, t.ctx.Exceeded()
-	case t.traced && !t.begun.Load():
+		return nil, out, t.Context.Limit()
+	case t.Context.Exceeded() != nil:
+		return nil, out, t.Context.Exceeded()
+	case t.Traced && !t.Begun.Load():
 		return nil, out, failure.Mark(failure.Unsent, err)
 	}
 	return nil, out, err
 }
 
 func (t *try) context() context.Context {
-	if !t.traced {
-		return &t.ctx
+	if !t.Traced {
+		return &t.Context
 	}
 	// The first header is written to a buffer before anything can be sent, in HTTP/1 and HTTP/2 alike.
-	return httptrace.WithClientTrace(&t.ctx, &httptrace.ClientTrace{
-		WroteHeaderField: func(string, []string) { t.begun.Store(true) },
+	return httptrace.WithClientTrace(&t.Context, &httptrace.ClientTrace{
+		WroteHeaderField: func(string, []string) { t.Begun.Store(true) },
 	})
 }
 

@@ -22,46 +22,60 @@ type Limits struct {
 // caller watches the request body with the Clock of the context (see package caller). A Call is meant to be embedded in a value that is
 // allocated per call, and is used once, in this order: Begin, then Failed or Watch. The zero value is ready for Begin.
 type Call struct {
-	ctx     Context
-	body    io.ReadCloser // what Watch reads from
-	idle    time.Duration
-	timer   *time.Timer // the idle timer, which runs only during Read
-	stalled Error
-	header  [1]string // see HeaderRoom
+	ctx    Context
+	body   io.ReadCloser // what Watch reads from
+	idle   *idle         // nil if there is no such limit
+	header [1]string     // see HeaderRoom
+}
+
+// idle is the limit on each wait for more of the response.
+type idle struct {
+	exceeded Error
+	timer    *time.Timer // runs only during a wait; nil until there is a response
 }
 
 // Begin returns the context for the call. It is parent itself if the deadline of parent is at least as strict as the limits.
 func (c *Call) Begin(parent context.Context, limits Limits) context.Context {
-	return c.BeginAt(parent, limits, time.Now())
+	return c.begin(parent, limits, time.Now().Add(limits.Request))
 }
 
-// BeginAt is Begin for a caller that knows the time, and may have begun the call earlier.
-func (c *Call) BeginAt(parent context.Context, limits Limits, began time.Time) context.Context {
+// BeginAt is Begin for a caller that knows the time, and has waited before at the expense of the limit on the whole call.
+func (c *Call) BeginAt(parent context.Context, limits Limits, now time.Time, waited time.Duration) context.Context {
+	c.ctx.left = limits.Request - waited
+	return c.begin(parent, limits, now.Add(c.ctx.left))
+}
+
+func (c *Call) begin(parent context.Context, limits Limits, end time.Time) context.Context {
 	request := limits.Request
-	if at, ok := parent.Deadline(); ok && !at.After(began.Add(request)) {
+	if at, ok := parent.Deadline(); ok && !at.After(end) {
 		request = 0 // then the timeout is the caller's, not ours
 	}
 	if request <= 0 && limits.BodyIdle <= 0 {
 		return parent
 	}
-	c.idle = limits.BodyIdle
-	c.ctx.start(parent, Request, request, true, began.Add(request))
+	if limits.BodyIdle > 0 {
+		c.idle = &idle{exceeded: Error{Kind: BodyIdle, Limit: limits.BodyIdle}}
+	}
+	c.ctx.start(parent, Request, request, true, end)
 	c.ctx.ofCall = true
 	return &c.ctx
 }
 
-func (c *Call) began() bool { return c.ctx.parent != nil }
+// Began reports whether there are limits to enforce.
+func (c *Call) Began() bool { return c.ctx.parent != nil }
 
 // Failed ends a call that got no response or panicked. It returns the error for the caller: an *Error if a limit caused err, otherwise
 // err itself.
 func (c *Call) Failed(err error) error {
-	if !c.began() {
+	if !c.Began() {
 		return err
 	}
-	defer c.ctx.Cancel()
-	if exceeded := c.ctx.Exceeded(); exceeded != nil && err != nil {
-		return exceeded
+	if err != nil {
+		if exceeded := c.ctx.Exceeded(); exceeded != nil {
+			err = exceeded
+		}
 	}
+	c.ctx.Cancel()
 	return err
 }
 
@@ -69,7 +83,7 @@ func (c *Call) Failed(err error) error {
 // open and idle for any time, so it is no longer limited.
 func (c *Call) Watch(resp *http.Response) {
 	switch {
-	case !c.began():
+	case !c.Began():
 		return
 	case resp.StatusCode == http.StatusSwitchingProtocols:
 		c.ctx.Stop()
@@ -88,31 +102,28 @@ func (c *Call) Watch(resp *http.Response) {
 // WatchMessages enforces the limits on a response that consists of messages. Await must be called before each wait for a message, Received
 // after it, and End at the end of the call.
 func (c *Call) WatchMessages() {
-	if c.began() && c.idle > 0 {
-		c.stalled = Error{Kind: BodyIdle, Limit: c.idle}
-		c.timer = time.AfterFunc(c.idle, c.stall)
-		c.timer.Stop()
+	if c.idle != nil {
+		c.idle.timer = time.AfterFunc(c.idle.exceeded.Limit, c.stall)
+		c.idle.timer.Stop()
 	}
 }
 
 // Await begins a wait for the next part of the response.
 func (c *Call) Await() {
-	if c.timer != nil {
-		c.timer.Reset(c.idle)
+	if c.idle != nil && c.idle.timer != nil {
+		c.idle.timer.Reset(c.idle.exceeded.Limit)
 	}
 }
 
 // Received ends a wait. It returns an *Error if a limit caused err, otherwise err itself.
 func (c *Call) Received(err error) error {
-	if c.timer != nil {
-		c.timer.Stop()
-	}
-	if err == nil || err == io.EOF || !c.began() {
+	c.idle.stop()
+	if err == nil || err == io.EOF || !c.Began() {
 		c.ctx.progress()
 		return err
 	}
 	// Transports report the end of a context by different errors.
-	if cause := context.Cause(&c.ctx); cause == error(&c.stalled) {
+	if cause := context.Cause(&c.ctx); c.idle != nil && cause == error(&c.idle.exceeded) {
 		return cause
 	}
 	if exceeded := c.ctx.Exceeded(); exceeded != nil {
@@ -122,18 +133,22 @@ func (c *Call) Received(err error) error {
 }
 
 func (c *Call) stall() {
-	c.ctx.End(&c.stalled)
+	c.ctx.End(&c.idle.exceeded)
+}
+
+func (i *idle) stop() {
+	if i != nil && i.timer != nil {
+		i.timer.Stop()
+	}
 }
 
 // End implements body.Ender.
 func (c *Call) End(error) {
-	if !c.began() {
+	if !c.Began() {
 		return
 	}
 	c.ctx.Cancel()
-	if c.timer != nil {
-		c.timer.Stop()
-	}
+	c.idle.stop()
 }
 
 // watched is the response body of a Call.

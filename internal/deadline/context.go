@@ -27,7 +27,7 @@ type Context struct {
 	cancel  context.CancelCauseFunc
 	timer   *time.Timer   // nil until it is needed
 	at      time.Time     // when the limit is exceeded; unused while paused
-	left    time.Duration // what remains of the limit while paused or uploading
+	left    time.Duration // what remains of the limit while paused or uploading, and at first, after [Call.BeginAt]
 	stalled *Error        // set if SendIdle ended the context
 
 	whole *Context                // of a try that ends with its call: the call; see StartTry
@@ -76,17 +76,19 @@ func (c *Context) start(parent context.Context, kind Kind, limit time.Duration, 
 
 // StartTry is Start for a try of a call, whose context is call, that is not announced. The limit is 0 if the deadline of the call comes
 // first. Mostly such a try is all that waits for the end of its call, so that one timer and one child of the call's parent will do for
-// both. Nobody may pause the limit of the try alone.
-func (c *Context) StartTry(call context.Context, limit time.Duration) {
+// both. Nobody may pause the limit of the try alone. With atOnce, the call has just begun, with [Call.BeginAt].
+func (c *Context) StartTry(call context.Context, limit time.Duration, atOnce bool) {
 	w, ok := call.(*Context)
 	if !ok || limit <= 0 || !w.ofCall || !w.limited || w.live.Load() || w.state.Load() != running {
 		c.Start(call, PerTry, Within(call, limit), false)
 		return
 	}
 	w.mu.Lock()
-	at := w.at
+	at, left := w.at, w.left
 	w.mu.Unlock()
-	left := time.Until(at) // of the call; the clock is read only once, since that costs as much as the rest
+	if !atOnce { // otherwise the clock is not read, which costs as much as the rest
+		left = time.Until(at)
+	}
 	if limit >= left {
 		c.Start(call, PerTry, 0, false)
 		return
@@ -225,7 +227,7 @@ func (c *Context) haltLocked() bool {
 	if c.timer != nil {
 		return c.timer.Stop()
 	}
-	return time.Now().Before(c.at)
+	return time.Until(c.at) > 0
 }
 
 // Cancel stops the timer and ends the context. It may be called more than once.
@@ -356,7 +358,7 @@ func (c *Context) over() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	at, ok := c.endLocked()
-	return c.canceled || ok && !time.Now().Before(at)
+	return c.canceled || ok && time.Until(at) <= 0
 }
 
 // Deadline implements context.Context. While the limit is paused, it returns the deadline of the parent.

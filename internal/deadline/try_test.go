@@ -27,7 +27,7 @@ func script(t *testing.T, seed uint64, wait func(call, try context.Context)) str
 		limit := time.Duration(5+r.IntN(30)) * time.Second
 		// So much longer that somebody looks between the two ends: who does not sees either.
 		ctx := call.Begin(parent, deadline.Limits{Request: limit + time.Duration(12+r.IntN(20))*time.Second + 1})
-		try.StartTry(ctx, limit)
+		try.StartTry(ctx, limit, false)
 		wait(ctx, &try)
 		upload := deadline.UploadOf(&try)
 		look := func() {
@@ -102,7 +102,7 @@ func TestTry_Allocations(t *testing.T) {
 	// The call and the try; a context and its cancel function; the channel of that; a timer and its callback.
 	if n := testing.AllocsPerRun(100, func() {
 		call, try := new(deadline.Call), new(deadline.Context)
-		try.StartTry(call.Begin(context.Background(), deadline.Limits{Request: time.Hour}), time.Minute)
+		try.StartTry(call.Begin(context.Background(), deadline.Limits{Request: time.Hour}), time.Minute, false)
 		try.Done()
 		try.Stop()
 		call.Failed(nil)
@@ -117,7 +117,7 @@ func TestTry_OfManyAtOnce(t *testing.T) {
 	ctx := call.Begin(context.Background(), deadline.Limits{Request: time.Hour})
 	var tries [3]deadline.Context
 	for i := range tries {
-		tries[i].StartTry(ctx, time.Minute)
+		tries[i].StartTry(ctx, time.Minute, false)
 		tries[i].Done()
 	}
 	call.Failed(nil)
@@ -128,12 +128,37 @@ func TestTry_OfManyAtOnce(t *testing.T) {
 	}
 }
 
+// What a call has waited for before counts against its own limit, and not against that of its first try.
+func TestTry_OfACallThatHasWaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var call deadline.Call
+		var try deadline.Context
+		began := time.Now()
+		ctx := call.BeginAt(t.Context(), deadline.Limits{Request: 10 * time.Second}, began, 3*time.Second)
+		try.StartTry(ctx, 5*time.Second, true)
+		<-try.Done()
+		if took := time.Since(began); took != 5*time.Second {
+			t.Errorf("the try has ended after %v, want 5s", took)
+		}
+		<-ctx.Done()
+		if took := time.Since(began); took != 7*time.Second {
+			t.Errorf("the call has ended after %v, want 7s", took)
+		}
+		call.Failed(nil)
+		var last deadline.Context
+		if last.StartTry(call.BeginAt(t.Context(), deadline.Limits{Request: 10 * time.Second}, time.Now(), 6*time.Second), 5*time.Second, true); last.Limited() {
+			t.Error("a try is limited that could not outlast its call")
+		}
+		call.Failed(nil)
+	})
+}
+
 // A body that stands still ends the try that it came with.
 func TestTry_EndsWithAStalledBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var call deadline.Call
 		var try deadline.Context
-		try.StartTry(call.Begin(t.Context(), deadline.Limits{Request: time.Hour, BodyIdle: time.Second}), time.Minute)
+		try.StartTry(call.Begin(t.Context(), deadline.Limits{Request: time.Hour, BodyIdle: time.Second}), time.Minute, false)
 		waits := try.Done()
 		try.Stop()
 		resp := &http.Response{StatusCode: http.StatusOK, Body: silent{&try}}

@@ -177,7 +177,7 @@ func (a *Attempt) Sent() time.Duration { return time.Duration(a.sent) }
 // TellDeadline sets the time that is left until the deadline at in h, the header of the n-th attempt.
 func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, n int) {
 	c := a.call
-	left := at.Sub(c.start.time()) - a.Sent()
+	left := c.start.until(at) - a.Sent()
 	room := c.limits.HeaderRoom()
 	if n > 1 { // an earlier attempt may still be using it
 		room = nil

@@ -56,6 +56,9 @@ type Adapter interface {
 	// are sent once, without a Policy in the loop.
 	Send(ctx context.Context, loop retry.Loop) (retry.Reason, error)
 
+	// NewLimits returns memory for the limits of the call.
+	NewLimits() *deadline.Call
+
 	// Bytes returns how many bytes of the bodies were sent and received. It is called at the end of observed calls.
 	Bytes() (sent, received int64)
 }
@@ -226,8 +229,12 @@ func (c *Call) injectFault(ctx context.Context) error {
 func (c *Call) beginLimits() {
 	limits := deadline.Limits{Request: c.rule.Route.Timeout, BodyIdle: c.cluster.config.bodyIdle}
 	if limits != (deadline.Limits{}) {
-		c.limits = new(deadline.Call)
-		c.ctx = c.limits.BeginAt(c.ctx, limits, c.start.time().Add(c.start.elapsed()-c.waited))
+		now := c.start.time()
+		if c.late {
+			now = now.Add(c.start.elapsed())
+		}
+		c.limits = c.adapter.NewLimits()
+		c.ctx = c.limits.BeginAt(c.ctx, limits, now, c.waited)
 	}
 }
 

@@ -35,5 +35,8 @@ func (m moment) time() time.Time { return m.read.Add(m.since) }
 // roughly returns a time that is up to dateKept earlier, and costs nothing.
 func (m moment) roughly() time.Time { return *m.read }
 
+// until returns the time from m to at.
+func (m moment) until(at time.Time) time.Duration { return at.Sub(*m.read) - m.since }
+
 // elapsed reads the clock.
 func (m moment) elapsed() time.Duration { return time.Since(*m.read) - m.since }

@@ -56,6 +56,7 @@ func send(ctx context.Context, e *engine.Engine, host, path string, header map[s
 func (m *message) Outside(context.Context) error { return engine.NotInMesh() }
 
 func (m *message) Bytes() (sent, received int64) { return 0, 0 }
+func (m *message) NewLimits() *deadline.Call     { return new(deadline.Call) }
 
 func (m *message) Prepare(to *route.Backend, match int) error {
 	out := &http.Request{URL: &url.URL{Path: m.path}}

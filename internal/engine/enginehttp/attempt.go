@@ -75,12 +75,12 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 // watch has the n-th attempt end with the body of resp.
 func (t *try) watch(resp *http.Response, n int) {
 	c := t.call
-	reader := c.inner
-	if n > 1 || reader == nil {
-		reader = new(body.Reader)
-	}
+	var reader *body.Reader
 	if n == 1 {
-		c.inner = reader
+		c.inner = c.reader()
+		reader = c.inner
+	} else {
+		reader = new(body.Reader)
 	}
 	c.users.Add(1)
 	reader.Attach(resp, t)

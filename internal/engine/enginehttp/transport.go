@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
@@ -77,6 +78,7 @@ type call struct {
 	status   int16          // of the response that the caller got
 	answered bool           // by a server, not by this process
 
+	limited   *limited     // nil without limits
 	inner     *body.Reader // of the first attempt
 	outer     *body.Reader // of the response that the caller got; the same as inner if nothing else reads that
 	setCookie *string      // for a request that came without the cookie of its hash key
@@ -119,6 +121,41 @@ func (t *Transport) newCall(req *http.Request) *call {
 		c.observed.first, c.observed.sets, c.inner = &o.first, &t.sets, &o.inner
 	}
 	return c
+}
+
+// limited is what a call with limits needs, in one allocation, if there is a limit on each try, too. Whoever has the context or the body
+// may keep it.
+type limited struct {
+	deadline.Call
+	first attempt.Timed
+}
+
+// NewLimits implements engine.Adapter.
+func (c *call) NewLimits() *deadline.Call {
+	if rule, _ := c.Rule(); rule.Route.Retry.PerTryTimeout == 0 {
+		return new(deadline.Call)
+	}
+	c.limited = new(limited)
+	return &c.limited.Call
+}
+
+// Room returns memory for the first try to retry.Loop.
+func (c *call) Room() *attempt.Timed {
+	if c.limited == nil || !c.limited.Began() {
+		return nil
+	}
+	return &c.limited.first
+}
+
+// reader returns the reader for the body of the first attempt.
+func (c *call) reader() *body.Reader {
+	switch {
+	case c.inner != nil:
+		return c.inner
+	case c.limited != nil && c.limited.first.Context.Follows():
+		return &c.limited.first.Body // which the try does not need
+	}
+	return new(body.Reader)
 }
 
 var (
