@@ -34,8 +34,8 @@ type watched interface {
 // connections that it forbids.
 //
 // The listener is for http.Server.Serve, with [Mesh.Handler] as the handler: the listener decides who may connect at all,
-// the handler who may do what. Closing the listener closes inner. Serve probes and metrics that must be reachable without a
-// certificate on a listener of their own.
+// the handler who may do what. Closing the listener closes inner, and leaves connections that were accepted open. Serve probes
+// and metrics that must be reachable without a certificate on a listener of their own.
 //
 // HTTP/2 is spoken over TLS, so the http.Server must speak it: leave its TLSConfig, which has no effect here, and its
 // TLSNextProto unset, and HTTP/2 on in its Protocols. A server without HTTP/2 closes connections over TLS at once, and callers see
@@ -51,7 +51,8 @@ func (m *Mesh) Listen(inner net.Listener) net.Listener {
 	if inner == nil {
 		panic("mesh: Listen: the listener is nil")
 	}
-	l := &listener{Listener: tlsid.NewListener(inner, m.listenerConfig(inner)), place: placeOf(inner.Addr()), mesh: m}
+	l := &listener{place: placeOf(inner.Addr()), mesh: m}
+	l.Listener = tlsid.NewListener(inner, m.listenerConfig(inner, l))
 	m.server.watch(l)
 	return l
 }
@@ -74,7 +75,9 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-func (m *Mesh) listenerConfig(inner net.Listener) tlsid.ListenerConfig {
+// listenerConfig is the configuration of l, a listener over inner. The mesh watches l until its last connection ends, since requests can come
+// over it until then.
+func (m *Mesh) listenerConfig(inner net.Listener, l watched) tlsid.ListenerConfig {
 	port := portOf(inner.Addr())
 	config := tlsid.ListenerConfig{
 		Mode:             func() tlsid.Mode { return m.engine.Plan().Inbound().Mode(port) },
@@ -87,6 +90,7 @@ func (m *Mesh) listenerConfig(inner net.Listener) tlsid.ListenerConfig {
 			}
 			m.observers.connectionRefused(inner.Addr(), r)
 		},
+		Drained: func() { m.server.forget(l) },
 	}
 	if m.identity != nil {
 		config.TLS = m.identity.Server()
@@ -102,11 +106,6 @@ type listener struct {
 	*tlsid.Listener
 	place
 	mesh *Mesh
-}
-
-func (l *listener) Close() error {
-	l.mesh.server.forget(l)
-	return l.Listener.Close()
 }
 
 // portOf returns the port of an address, whatever its type, and 0 if it has none.
@@ -126,11 +125,12 @@ func (m *Mesh) ListenTCP(inner net.Listener) net.Listener {
 	if inner == nil {
 		panic("mesh: ListenTCP: the listener is nil")
 	}
-	config := m.listenerConfig(inner)
+	l := &tcpListener{place: placeOf(inner.Addr()), mesh: m, open: make(map[*netconn.Conn]authz.Request)}
+	config := m.listenerConfig(inner, l)
 	if config.TLS != nil {
 		config.TLS.NextProtos = nil // they are for HTTP, and clients that offer others would be refused
 	}
-	l := &tcpListener{Listener: tlsid.NewListener(inner, config), place: placeOf(inner.Addr()), mesh: m, open: make(map[*netconn.Conn]authz.Request)}
+	l.Listener = tlsid.NewListener(inner, config)
 	m.server.watch(l)
 	return l
 }
@@ -141,9 +141,8 @@ type tcpListener struct {
 	place
 	mesh *Mesh
 
-	mu     sync.Mutex
-	closed bool                            // takes no new connections; the mesh forgets the listener with the last one
-	open   map[*netconn.Conn]authz.Request // with what each was admitted by
+	mu   sync.Mutex
+	open map[*netconn.Conn]authz.Request // with what each was admitted by
 }
 
 // Accept implements net.Listener.
@@ -156,11 +155,6 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 		start := time.Now()
 		c := &netconn.Conn{Conn: nc}
 		l.mu.Lock()
-		if l.closed {
-			l.mu.Unlock()
-			nc.Close()
-			continue
-		}
 		l.open[c] = authz.Request{} // first, so that Recheck sees it from now on
 		l.mu.Unlock()
 		before := l.mesh.server.running.changes.Load()
@@ -259,25 +253,11 @@ func (l *tcpListener) Recheck() {
 	closing.Wait()
 }
 
-// Close closes the listener. Connections that it accepted stay open, and the documents still apply to them.
-func (l *tcpListener) Close() error {
-	err := l.Listener.Close()
-	l.mu.Lock()
-	l.closed = true
-	l.mu.Unlock()
-	l.forget(nil)
-	return err
-}
-
-// forget forgets a connection. If the listener is closed and that was its last connection, the mesh forgets the listener too.
+// forget forgets a connection.
 func (l *tcpListener) forget(c *netconn.Conn) {
 	l.mu.Lock()
 	delete(l.open, c)
-	over := l.closed && len(l.open) == 0
 	l.mu.Unlock()
-	if over {
-		l.mesh.server.forget(l)
-	}
 }
 
 // watch adds a listener to those that are watched, and forget removes it.

@@ -93,6 +93,29 @@ func TestWrappedListenersHideNoPeer(t *testing.T) {
 	}
 }
 
+// Nor does one that is closed while its connections go on.
+func TestClosedListenersHideNoPeer(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	m := w.member(t, "payment-service", denyOrders)
+	ln := listenLoopback(t)
+	srv := &http.Server{Handler: m.Handler(says("hello"))}
+	var serving sync.WaitGroup
+	serving.Go(func() { srv.Serve(wrapped{m.Listen(ln)}) })
+	t.Cleanup(func() { srv.Close(); serving.Wait() })
+	id := w.identity(t, "order-service")
+	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*id.Certificate()},
+		NextProtos: []string{"http/1.1"}}}}
+	defer c.CloseIdleConnections()
+	for _, when := range []string{"before the listener is closed", "afterwards"} {
+		if a, err := try(c, "https://"+ln.Addr().String()); err != nil || a.status != http.StatusForbidden {
+			t.Errorf("%s: %d %q %v", when, a.status, a.body, err)
+		}
+		ln.Close() // as a server does that stops: this connection is still served
+		serving.Wait()
+	}
+}
+
 // A server without the handler of the mesh would serve requests that the documents deny.
 func TestListenWithoutHandlerRefuses(t *testing.T) {
 	noLeaks(t)

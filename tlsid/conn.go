@@ -130,7 +130,9 @@ func (c *conn) Close() error {
 		}
 	}
 	l.mu.Unlock()
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	l.drain()
+	return err
 }
 
 // reset makes Close send a TCP reset, if the connection is TCP.

@@ -42,12 +42,14 @@ type Listener struct {
 	failed   chan struct{}  // closed when the inner listener failed for good, with failure
 	failure  error          // why failed is closed
 	running  sync.WaitGroup // the accepting goroutine and those of pending connections
+	drained  sync.Once      // see ListenerConfig.Drained
 
 	byLocal  sync.Map     // net.Addr, as LocalAddr returns it, to *conn: those in live
 	retiring atomic.Int64 // how many of live are about to expire
 
 	mu      sync.Mutex
 	down    bool               // Close was called: nothing may be added to pending
+	over    bool               // Close is over: nothing is added to live any more
 	pending map[*conn]struct{} // being sniffed or in the handshake
 	perIP   map[netip.Addr]int // how many of pending by network
 	silent  list.List          // of pending, those that have sent nothing yet, the oldest first
@@ -131,16 +133,30 @@ func (l *Listener) Close() error {
 			c.Conn.Close()
 		}
 		l.running.Wait()
-		for {
+		for unserved := true; unserved; {
 			select {
 			case c := <-l.ready:
 				c.Close()
 			default:
-				return
+				unserved = false
 			}
 		}
+		l.mu.Lock()
+		l.over = true
+		l.mu.Unlock()
+		l.drain()
 	})
 	return l.closeErr
+}
+
+// drain calls Drained if nothing can come over the listener any more.
+func (l *Listener) drain() {
+	l.mu.Lock()
+	drained := l.over && len(l.live) == 0
+	l.mu.Unlock()
+	if drained && l.config.Drained != nil {
+		l.drained.Do(l.config.Drained)
+	}
 }
 
 // Recheck asks for the mode again and closes the connections it forbids, with what they carry: plaintext ones if it is

@@ -531,7 +531,10 @@ func TestListener_ReadyIsNotPending(t *testing.T) {
 func TestListener_Close(t *testing.T) {
 	e := newEnds(t, time.Hour, time.Hour)
 	refused := newRefusals()
-	l := listen(t, tlsid.ListenerConfig{TLS: e.server, Mode: always(tlsid.Permissive), Refused: refused.note})
+	var drained atomic.Int64
+	l := listen(t, tlsid.ListenerConfig{
+		TLS: e.server, Mode: always(tlsid.Permissive), Refused: refused.note, Drained: func() { drained.Add(1) },
+	})
 	served := dial(t, l.Addr(), "127.0.0.1")
 	served.Write([]byte{'a'})
 	s := accept(t, l)
@@ -567,6 +570,15 @@ func TestListener_Close(t *testing.T) {
 	if _, err := io.ReadFull(served, got); err != nil {
 		t.Errorf("an accepted connection after Close: %v", err)
 	}
+	if n := drained.Load(); n != 0 {
+		t.Errorf("drained %d times while a connection is open", n)
+	}
+	for range 2 {
+		s.Close()
+		if n := drained.Load(); n != 1 {
+			t.Errorf("drained %d times, want once", n)
+		}
+	}
 }
 
 func TestListener_CloseWakesAccept(t *testing.T) {
@@ -586,13 +598,15 @@ func TestListener_CloseWakesAccept(t *testing.T) {
 }
 
 func TestListener_CloseBeforeAccept(t *testing.T) {
-	l := listen(t, tlsid.ListenerConfig{})
+	drained := make(chan struct{}, 2)
+	l := listen(t, tlsid.ListenerConfig{Drained: func() { drained <- struct{}{} }})
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept: %v, want net.ErrClosed", err)
 	}
+	await.Receive(t, "the listener is drained", drained)
 }
 
 // pipes is a listener for connections in memory.

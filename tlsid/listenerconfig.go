@@ -52,6 +52,10 @@ type ListenerConfig struct {
 	// goroutine that accepts or from that of the connection, with no lock held, possibly several times at once; it should
 	// return soon and must not call Close. nil: refusals are not reported.
 	Refused func(Refusal)
+
+	// Drained is called once, with no lock held, when the listener is closed and so is each connection that it accepted. It must not call
+	// Close. nil: nothing is called.
+	Drained func()
 }
 
 // A Refusal is a connection that was not accepted.
