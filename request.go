@@ -131,6 +131,9 @@ func (s *server) arrive(r *http.Request) *inbound {
 
 // recycle returns in to the pool for another request.
 func (in *inbound) recycle() {
+	if in.guard != nil {
+		in.guard.End()
+	}
 	in.forget()
 	clear(in.spare)
 	in.passage = passage{}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -531,5 +532,29 @@ func TestDocumentsChangeWhileRequestsComeAndGo(t *testing.T) {
 		if a := get(t, way.client(t, w), way.url(address, "/denied")); a.body != "hello" {
 			t.Errorf("%s: %d %q after the last change", way.name, a.status, a.body)
 		}
+	}
+}
+
+// What knows about a request is about another one when the handler has returned. A goroutine of the handler that takes over the connection
+// then would be judged by that.
+func TestHijackAfterTheHandlerHasReturned(t *testing.T) {
+	m := newMesh(t, "")
+	var kept http.ResponseWriter
+	h := m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { kept = w }))
+	hijacked := make(chan error, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r)
+		conn, _, err := http.NewResponseController(kept).Hijack()
+		if err == nil {
+			conn.Close()
+		}
+		hijacked <- err
+	}))
+	defer srv.Close()
+	if a, err := try(srv.Client(), srv.URL); err != nil || a.status != http.StatusOK {
+		t.Errorf("the request: %d %q, %v", a.status, a.body, err)
+	}
+	if err := <-hijacked; err == nil {
+		t.Error("the connection was taken over")
 	}
 }

@@ -2,6 +2,7 @@ package response
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -13,11 +14,11 @@ import (
 // Guard is the ResponseWriter of an HTTP/1 handler that may be cut off while it runs. It knows when the handler takes over the
 // connection.
 type Guard struct {
-	w     http.ResponseWriter
-	owner Owner
-	cut   atomic.Pointer[error]
+	w   http.ResponseWriter
+	cut atomic.Pointer[error]
 
-	mu sync.Mutex // held while deadlines are set, and while the connection is taken over
+	mu    sync.Mutex // held while deadlines are set, and while the connection is taken over
+	owner Owner      // nil once the handler has returned
 }
 
 // Owner is notified when the handler takes over the connection.
@@ -42,6 +43,13 @@ func (g *Guard) Cut(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.cut.CompareAndSwap(nil, &err)
+}
+
+// End is called when the handler has returned. A goroutine of it that still has the writer cannot take over the connection any more.
+func (g *Guard) End() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.owner = nil
 }
 
 func (g *Guard) err() error {
@@ -85,12 +93,17 @@ func (g *Guard) ReadFrom(src io.Reader) (int64, error) {
 	return io.Copy(g.w, src)
 }
 
+var errReturned = errors.New("mesh: Hijack was called after the handler had returned")
+
 // Hijack implements http.Hijacker.
 func (g *Guard) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err := g.err(); err != nil {
 		return nil, nil, err
+	}
+	if g.owner == nil {
+		return nil, nil, errReturned
 	}
 	conn, rw, err := g.w.(http.Hijacker).Hijack()
 	if err != nil {
