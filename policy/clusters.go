@@ -146,14 +146,32 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 }
 
 // rule returns the DestinationRule of a host. It looks in the workload's namespace, then in that of the service, then in the root namespace.
-// The first namespace with a rule for the host counts.
+// The first namespace with a rule for the host counts. For a workload in the root namespace, only the rules that no other namespace sees come
+// first, since the others are about the whole mesh.
 func (p *Plan) rule(host string) rule {
-	for _, namespace := range []string{p.workload.Namespace, p.service(host).Namespace, p.workload.RootNamespace} {
+	own := p.workload.Namespace
+	if own == p.workload.RootNamespace {
+		own = rootOnly
+	}
+	for _, namespace := range []string{own, p.namespaceOf(host), p.workload.RootNamespace} {
 		if found := p.rules[namespace].find(host); found != nil {
 			return found.applies()
 		}
 	}
 	return nil
+}
+
+// rootOnly stands for the root namespace in Plan.rules: for the rules that only its own workloads see. No namespace has this name.
+const rootOnly = "."
+
+// namespaceOf returns the namespace of a service: that in its name or, for a host outside the cluster, that of its ServiceEntry. It is empty if
+// there is none.
+func (p *Plan) namespaceOf(host string) string {
+	namespace := p.service(host).Namespace
+	if e := p.entries.find(host); namespace == "" && e != nil {
+		return e.namespace
+	}
+	return namespace
 }
 
 func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port int) Cluster {
@@ -196,7 +214,7 @@ func (c *compiler) destinationRules() {
 			p.name(dr.is.host)
 			c.selecting(dr, dr.is.host)
 		}
-		in := c.rulesIn(dr.namespace)
+		in := c.rulesIn(p.keptUnder(dr.namespace, dr.is.exportTo == dr.namespace || dr.is.selector != nil))
 		found, added := in.add(dr.is.host, &dr.is.only)
 		if added && !dr.is.repeats {
 			continue
@@ -217,12 +235,20 @@ func (c *compiler) destinationRules() {
 			continue
 		}
 		p.name(shut.host)
-		in, by := c.rulesIn(shut.namespace), rules{{{host: shut.host, closed: shut.by}}}
+		in, by := c.rulesIn(p.keptUnder(shut.namespace, true)), rules{{{host: shut.host, closed: shut.by}}}
 		if found := in.of(shut.host); found != nil {
 			by = slices.Concat(*found, by)
 		}
 		in.set(shut.host, &by)
 	}
+}
+
+// keptUnder returns where the rules of a namespace are kept. private says that no other namespace sees them, or that they come first in any case.
+func (p *Plan) keptUnder(namespace string, private bool) string {
+	if w := &p.workload; private && namespace == w.RootNamespace && namespace == w.Namespace {
+		return rootOnly
+	}
+	return namespace
 }
 
 // rulesIn returns the rules of the hosts in a namespace.

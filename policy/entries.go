@@ -65,6 +65,7 @@ type entry struct {
 	*reading
 	is      *istio.ServiceEntry
 	visible bool
+	from    distance
 	hosts   []string // its names: first the hosts, then the addresses
 	ports   []servicePort
 	numbers []int    // the port numbers
@@ -77,7 +78,10 @@ type entry struct {
 func (c *compiler) readEntry(doc *yamldoc.Document, r *reading, is *istio.ServiceEntry) *entry {
 	c.placed(doc, is)
 	e := &entry{reading: r, is: is, hosts: is.Names(), exact: make(map[string]*ServiceEntry)}
-	e.visible, _ = istio.VisibleFrom(c.plan.workload.Namespace, r.namespace, is.Spec.ExportTo)
+	own := c.plan.workload.Namespace
+	if e.visible, e.from = visibleFrom(own, r.namespace, is.Spec.ExportTo); r.namespace == own {
+		e.from = atHome
+	}
 	e.names, e.ids = sortNames(is.Spec.SubjectAltNames), sortNames(istio.SPIFFEIDs(is.Spec.SubjectAltNames))
 	for _, port := range is.Spec.Ports {
 		e.ports = append(e.ports, servicePort{int(port.Number), is.HTTP2(int(port.Number))})
@@ -126,12 +130,13 @@ func (c *compiler) placed(doc *yamldoc.Document, is *istio.ServiceEntry) {
 	}
 }
 
-// serviceEntries assigns each host to the first entry that claims it. Entries in the workload's namespace take precedence.
+// serviceEntries assigns each host to the first entry that claims it, the nearest first. An entry in the workload's namespace is near whoever
+// else sees it.
 func (c *compiler) serviceEntries() {
 	p := c.plan
-	for _, local := range []bool{true, false} {
+	for _, from := range []distance{atHome, nearby, anywhere} {
 		for _, se := range c.entries {
-			if se.Failed() || !se.is.visible || (se.namespace == p.workload.Namespace) != local {
+			if se.Failed() || !se.is.visible || se.is.from != from {
 				continue
 			}
 			for i, host := range se.is.hosts {

@@ -391,3 +391,84 @@ func TestEntriesWithoutLocation(t *testing.T) {
 		}
 	}
 }
+
+// TestNearestDocumentCounts has documents for one host that come to be visible in different ways, the nearest last: neither age nor order
+// lets another namespace take a host away from the workload's own documents.
+func TestNearestDocumentCounts(t *testing.T) {
+	const to = `hosts: [api.example.com], %s http: [{route: [{destination: {host: api.example.com}}]}]`
+	const at = `hosts: [api.example.com], %s ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 10.0.0.%d}]`
+	all := []struct{ name, namespace, exportTo string }{
+		{"public", "other", ""}, {"exported", "other", "exportTo: [default],"}, {"own", "default", `exportTo: ["."],`},
+	}
+	for n := range all {
+		var documents string
+		for i, d := range all[:n+1] {
+			metadata := fmt.Sprintf("%s, namespace: %s, creationTimestamp: 2026-01-0%dT00:00:00Z", d.name, d.namespace, i+1)
+			documents += virtualService(metadata, "{"+fmt.Sprintf(to, d.exportTo)+"}")
+			documents += strings.Replace(destinationRule("name: "+metadata, "{"+fmt.Sprintf(at, d.exportTo, i)+"}"), "DestinationRule", "ServiceEntry", 1)
+		}
+		plan, _ := compiled(t, documents)
+		h, nearest := plan.Host("api.example.com"), all[n]
+		if want := "VirtualService " + nearest.namespace + "/" + nearest.name; h.Document != want {
+			t.Errorf("%d documents: %s routes, want %s", n+1, h.Document, want)
+		}
+		if want := "ServiceEntry " + nearest.namespace + "/" + nearest.name; h.Entry == nil || h.Entry.Document != want {
+			t.Errorf("%d documents: the endpoints are those of %+v, want %s", n+1, h.Entry, want)
+		}
+	}
+}
+
+// TestRulesBesideTheirServiceEntry has a host outside the cluster, whose rule stands in the namespace of its ServiceEntry. It is the rule of
+// all callers that see it and have none of their own: without it, calls would be sent in plaintext.
+func TestRulesBesideTheirServiceEntry(t *testing.T) {
+	entry := strings.Replace(destinationRule("name: api, namespace: egress",
+		`{hosts: ["*.example.com"], ports: [{number: 80, name: http, protocol: HTTP}], resolution: NONE}`), "DestinationRule", "ServiceEntry", 1)
+	rule := func(namespace, exportTo, mode string) string {
+		return destinationRule("name: api, namespace: "+namespace, `{host: "*.example.com", `+exportTo+`trafficPolicy: {tls: {mode: `+mode+`}}}`)
+	}
+	target := route.Target{Host: "api.example.com"}
+	for name, tt := range map[string]struct {
+		documents string
+		want      policy.TLSMode
+	}{
+		"exported":             {entry + rule("egress", "", "SIMPLE"), policy.TLSSimple},
+		"not exported":         {entry + rule("egress", `exportTo: ["."], `, "SIMPLE"), policy.TLSAuto},
+		"own one":              {entry + rule("egress", "", "SIMPLE") + rule("default", "", "DISABLE"), policy.TLSDisable},
+		"one of the root":      {entry + rule("egress", "", "SIMPLE") + rule("istio-system", "", "DISABLE"), policy.TLSSimple},
+		"another namespace":    {entry + rule("other", "", "SIMPLE"), policy.TLSAuto},
+		"without ServiceEntry": {rule("egress", "", "SIMPLE"), policy.TLSAuto},
+	} {
+		plan, _ := compiled(t, tt.documents)
+		if got := plan.Cluster(target).TLS.Mode; got != tt.want {
+			t.Errorf("%s: TLS is %v, want %v", name, got, tt.want)
+		}
+	}
+}
+
+// TestRulesForTheRootNamespace has a workload in the root namespace. For it, too, what the root namespace says about the whole mesh comes after
+// what the namespace of a service says about it; what that namespace says to its own workloads alone comes first.
+func TestRulesForTheRootNamespace(t *testing.T) {
+	rule := func(metadata, host, more string, n int) string {
+		return destinationRule("name: "+metadata, fmt.Sprintf(`{host: "%s", %s trafficPolicy: {connectionPool: {tcp: {maxConnections: %d}}}}`, host, more, n))
+	}
+	mesh := rule("mesh, namespace: istio-system", "*.local", "", 1)
+	service := rule("cart, namespace: shop", "cart", "", 2)
+	for name, tt := range map[string]struct {
+		documents string
+		want      int
+	}{
+		"the mesh's":    {mesh, 1},
+		"the service's": {mesh + service, 2},
+		"its own":       {mesh + service + rule("own, namespace: istio-system", "cart.shop.svc.cluster.local", `exportTo: ["."],`, 3), 3},
+		"selected":      {mesh + service + rule("own, namespace: istio-system", "cart.shop.svc.cluster.local", `workloadSelector: {matchLabels: {app: a}},`, 4), 4},
+	} {
+		w := policy.Workload{Namespace: "istio-system", Labels: map[string]string{"app": "a"}}
+		plan, findings := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(tt.documents)}}, w)
+		if plan == nil {
+			t.Fatal(findings)
+		}
+		if got := plan.Cluster(route.Target{Host: "cart.shop.svc.cluster.local"}).Pool.MaxConnections; got != tt.want {
+			t.Errorf("%s: maxConnections = %d, want %d", name, got, tt.want)
+		}
+	}
+}

@@ -14,12 +14,13 @@ import (
 type virtual struct {
 	source[istio.VirtualService]
 	*reading
-	hosts           []string // the full names of its hosts
-	visible, public bool     // it is visible to the workload, and to all
-	inMesh          bool     // it is not only about gateways
-	leaf            bool     // it has no hosts: other documents hand requests to it
-	some            bool     // some route applies to the workload; for a document with delegates, see whole
-	delegates       []delegation
+	hosts     []string // the full names of its hosts
+	visible   bool     // it is visible to the workload
+	from      distance
+	inMesh    bool // it is not only about gateways
+	leaf      bool // it has no hosts: other documents hand requests to it
+	some      bool // some route applies to the workload; for a document with delegates, see whole
+	delegates []delegation
 
 	inUse *yamldoc.Digest // the additional findings of a leaf to which a route in the mesh hands requests
 
@@ -36,7 +37,7 @@ type virtual struct {
 func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.VirtualService) *virtual {
 	client := c.plan.client()
 	v := &virtual{reading: r, inMesh: is.InMesh(), leaf: is.IsDelegate()}
-	v.visible, v.public = istio.VisibleFrom(client.Namespace, r.namespace, is.Spec.ExportTo)
+	v.visible, v.from = visibleFrom(client.Namespace, r.namespace, is.Spec.ExportTo)
 	for _, host := range is.Spec.Hosts {
 		v.hosts = append(v.hosts, c.word(istio.Resolve(host, r.namespace, client.ClusterDomain)))
 	}
@@ -90,6 +91,27 @@ func addTo[T comparable](list []T, value T) []T {
 	return append(list, value)
 }
 
+// distance says how a document has come to be visible to the workload. Where several claim a host, the nearest counts, as in Istio.
+type distance uint8
+
+const (
+	atHome   distance = iota // it is in the workload's namespace, and not exported to all
+	nearby                   // it is exported to that namespace by name
+	anywhere                 // it is exported to all namespaces
+)
+
+// visibleFrom reports whether a document that is exported to a list of namespaces is visible to the client's namespace, and from where.
+func visibleFrom(client, namespace string, exportTo []string) (visible bool, from distance) {
+	visible, public := istio.VisibleFrom(client, namespace, exportTo)
+	switch {
+	case public:
+		return visible, anywhere
+	case namespace == client:
+		return visible, atHome
+	}
+	return visible, nearby
+}
+
 // client returns the workload in the terms of package istio.
 func (p *Plan) client() istio.Client {
 	return istio.Client{Namespace: p.workload.Namespace, Labels: p.workload.Labels, ClusterDomain: p.workload.ClusterDomain}
@@ -121,15 +143,14 @@ func portsOf(vs *istio.VirtualService, client istio.Client) (ports []int, some b
 	return ports, len(ports) > 0
 }
 
-// virtualServices assigns each host to the first document that claims it. Documents that are exported to the workload's namespace by name take
-// precedence over those that are exported to all namespaces.
+// virtualServices assigns each host to the first document that claims it, the nearest first.
 func (c *compiler) virtualServices() {
 	delegates := c.delegates()
 	claims := zeroed(&c.room.claims, len(c.virtual))
-	for _, publicly := range []bool{false, true} {
+	for _, from := range []distance{atHome, nearby, anywhere} {
 		for i, vs := range c.virtual {
 			switch {
-			case vs.Failed() || vs.is.public != publicly || vs.is.leaf:
+			case vs.Failed() || vs.is.from != from || vs.is.leaf:
 			case !vs.is.inMesh:
 				vs.Warnf("spec.gateways", "applies to gateways only, which do not exist in-process: it is skipped")
 			default:
