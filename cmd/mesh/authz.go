@@ -57,7 +57,7 @@ func authz(args []string, stdout io.Writer) (code int, err error) {
 	}
 	peer.port = cmp.Or(peer.port, raw.port)
 	if flags.workload.Service == "" {
-		flags.workload.Service, _, _ = strings.Cut(raw.host, ".")
+		flags.workload.Service, _, _ = strings.Cut((&url.URL{Host: raw.host}).Hostname(), ".")
 	}
 	flags.workload.TrustDomain = connectDomain(peer.principal)
 	flags.workload.Keys = &jwt.Remotes{Transport: func(*http.Request) http.RoundTripper { return fetched(keys) }}

@@ -119,6 +119,7 @@ Sources:
 		{[]string{"--principal", principal("db"), "http://web/v1/a"}, exitDenied, "", "none names the peer"},
 		{[]string{"--principal", principal("db"), "--allow-by-default", "http://web/v1/a"}, exitOK, "", "none names the peer"},
 		{[]string{"--principal", principal("api"), "http://web.service.consul/v1/a"}, exitOK, "service-intentions/web", "a permission"},
+		{[]string{"--principal", principal("old"), "--allow-by-default", "http://web:8080/v1/a"}, exitDenied, "service-intentions/web", "an intention"},
 		{[]string{"--principal", principal("api"), "--service", "db", "http://web/v1/a"}, exitDenied, "", "none names the peer"},
 		{[]string{"--principal", "cluster.local/ns/default/sa/api", "http://web/v1/a"}, exitDenied, "", "no identity of the form"},
 		{[]string{"http://web/v1/a"}, exitDenied, "", "no identity of the form"},
