@@ -91,8 +91,8 @@ type Observer struct {
 	// ConnectionRefused is called when [Mesh.Listen] or [Mesh.ListenTCP] refuses a connection at the address local.
 	ConnectionRefused func(local net.Addr, refusal tlsid.Refusal)
 
-	// PolicyLoad is called after every attempt to load documents, and once, with a warning, if [Mesh.Handler] is called in a
-	// process with an identity that no security document selects.
+	// PolicyLoad is called after every attempt to load documents, and once, with the number 0 and a warning, if [Mesh.Handler] is
+	// called in a process with an identity that no security document selects: a remark about the documents in force.
 	PolicyLoad func(PolicyLoad)
 }
 

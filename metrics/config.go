@@ -54,7 +54,9 @@ type Config struct {
 	// IdleExpiry is how long a set of labels is kept without a call. It must be at least a minute. 0 means one hour.
 	IdleExpiry time.Duration
 
-	// NativeHistograms adds native buckets to the classic ones. Recording a call then takes two to three times as long.
+	// NativeHistograms adds native buckets to the classic ones. Recording a call then takes two to three times as long. A Prometheus
+	// that takes native buckets drops the classic ones, which the dashboards of Istio and of this module need, unless
+	// always_scrape_classic_histograms is set.
 	NativeHistograms bool
 
 	// Dropped has functions that return how many items of a kind, such as "access_log", were dropped so far. Each function is called

@@ -61,12 +61,14 @@
 //	mesh_policy_refused                         1 if the latest documents were refused
 //	mesh_policy_documents_refused               that stand alone and are refused; label in_force: last good, nothing, denial
 //	mesh_policy_findings                        of the latest load; label severity: error, warning
+//	mesh_identity_failing                       1 if the source of identities has failed and has yielded none since
 //	mesh_certificate_expiry_timestamp_seconds   of this process's certificate; label principal
 //	mesh_authority_expiry_timestamp_seconds     of the last authority of a trust domain; label trust_domain
 //	mesh_identity_rotations_total               identities that came into force
 //	mesh_identity_failures_total                failures of the source of identities
 //	mesh_token_keys                             keys for tokens that were fetched; labels uri, state: used, skipped
 //	mesh_token_keys_fetched_timestamp_seconds   when they were last fetched, 0 for never; label uri
+//	mesh_destinations_omitted                   destinations beyond the bound of mesh.Status, whose current state is not exported
 //	mesh_endpoints                              by destination; label state: healthy, ejected, unhealthy
 //	mesh_ejections_total                        by destination; label reason
 //	mesh_circuit_state                          by destination, 1 for the current state; label state: closed, half-open, open
@@ -108,7 +110,8 @@
 //
 // Peers and callers choose many of the label values, so everything is bounded: the sets of labels (Config.MaxIdentities), the outcomes
 // of one path (64), the hosts that no document names (a quarter of the sets; the others share the host "unknown"), the workloads that
-// one peer claims to be (64), the endpoints (Config.MaxEndpoints), the length of each value (253 bytes) and of a peer's metadata (8 kB).
+// one peer claims to be (64), the endpoints (Config.MaxEndpoints), the destinations whose current state is exported (250, the ones called
+// last; mesh_destinations_omitted counts the rest), the length of each value (253 bytes) and of a peer's metadata (8 kB).
 // Calls and raw connections beyond the first two bounds are counted only in mesh_metrics_overflow_total. Unused sets of labels are removed after
 // Config.IdleExpiry.
 //

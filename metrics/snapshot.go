@@ -39,7 +39,7 @@ var (
 	overflows  = newScraped("mesh_metrics_overflow_total", "Calls and raw connections that were not counted, since there was no room for their labels.", "reporter")
 	dropped    = newScraped("mesh_dropped_total", "Items that telemetry has dropped, such as records of the access log.", "what")
 
-	ready           = newScraped("mesh_ready", "1 if the mesh has the documents and the identity that calls and requests need.")
+	ready           = newScraped("mesh_ready", "1 if the mesh has the identity and the keys that calls and requests need.")
 	policyNumber    = newScraped("mesh_policy_number", "The number of the load of documents that is in force.")
 	policyDocuments = newScraped("mesh_policy_documents", "How many documents are in force for this process.")
 	policyInfo      = newScraped("mesh_policy_info", "Always 1: the version of the documents in force.", "version")
@@ -50,12 +50,14 @@ var (
 
 	policyAlone = newScraped("mesh_policy_documents_refused", "Documents that stand alone and are refused, by what is in force in their place.", "in_force")
 
+	identityFailing   = newScraped("mesh_identity_failing", "1 if the source of the identity has failed, and has yielded none since.")
 	certificateExpiry = newScraped("mesh_certificate_expiry_timestamp_seconds", "When the certificate of this process expires.", "principal")
 	authorityExpiry   = newScraped("mesh_authority_expiry_timestamp_seconds", "When the last authority of a trust domain expires.", "trust_domain")
 
 	tokenKeys        = newScraped("mesh_token_keys", "Fetched keys that tokens are verified with: used, or skipped because they cannot be.", "uri", "state")
 	tokenKeysFetched = newScraped("mesh_token_keys_fetched_timestamp_seconds", "When keys were last fetched, 0 if they never were.", "uri")
 
+	omitted         = newScraped("mesh_destinations_omitted", "Destinations that were called and whose current state is not exported, since there are too many.")
 	endpointCount   = scrapedOfTarget("mesh_endpoints", "Endpoints of a destination: healthy, ejected or otherwise unhealthy.", "state")
 	inFlight        = scrapedOfTarget("mesh_requests_in_flight", "Calls to a destination that are in flight, however many attempts they make.")
 	circuitState    = scrapedOfTarget("mesh_circuit_state", "1 for the current state of the circuit of a destination.", "state")
@@ -78,7 +80,7 @@ func (s *state) describe(ch chan<- *prometheus.Desc) {
 	}
 	for _, g := range []scraped{
 		buildInfo, identities, mostKept, overflows, dropped, ready, policyNumber, policyDocuments, policyInfo, policyLoaded, policyRefusedAt,
-		policyRefused, policyFindings, policyAlone, certificateExpiry, authorityExpiry, tokenKeys, tokenKeysFetched, endpointCount, inFlight, circuitState,
+		policyRefused, policyFindings, policyAlone, identityFailing, certificateExpiry, authorityExpiry, tokenKeys, tokenKeysFetched, omitted, endpointCount, inFlight, circuitState,
 		poolActive, poolPending, poolConnections, poolLimit, poolRefused, retriesActive, retriesLimit, retryBudget,
 	} {
 		ch <- g.Desc
@@ -105,10 +107,9 @@ func (s *state) collect(m *Metrics, ch chan<- prometheus.Metric) {
 		r.add(dropped, float64(count()), workload.Bounded(what))
 	}
 	s.mu.Lock()
-	last, findings, refused := s.lastLoad, maps.Clone(s.findings), maps.Clone(s.alone)
+	findings, refused := maps.Clone(s.findings), maps.Clone(s.alone)
 	s.mu.Unlock()
-	if last != nil {
-		r.add(policyRefused, truth(last.Err != nil))
+	if findings != nil {
 		for severity, name := range map[policy.Severity]string{policy.Error: "error", policy.Warning: "warning"} {
 			r.add(policyFindings, float64(findings[severity]), name)
 		}
@@ -184,9 +185,13 @@ func (r readings) meshes(all []mesh.Status) {
 		return
 	}
 	isReady, latest, circuits := true, &all[0], make(map[[3]string]string)
+	isRefused, fails := false, false
 	for i := range all {
 		of := &all[i]
 		isReady = isReady && of.Ready
+		isRefused = isRefused || of.Documents.Refused.Number > of.Documents.Number
+		fails = fails || of.Identity.Error != ""
+		r.add(omitted, float64(of.ServicesOmitted))
 		if of.Documents.Loaded.After(latest.Documents.Loaded) {
 			latest = of
 		}
@@ -211,6 +216,8 @@ func (r readings) meshes(all []mesh.Status) {
 	}
 	d := &latest.Documents
 	r.add(ready, truth(isReady))
+	r.add(identityFailing, truth(fails))
+	r.add(policyRefused, truth(isRefused))
 	r.add(policyNumber, float64(d.Number))
 	r.add(policyDocuments, float64(d.Count))
 	r.add(policyInfo, 1, workload.Bounded(d.Version))

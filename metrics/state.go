@@ -36,11 +36,10 @@ type state struct {
 	metadataRefused, detached                           prometheus.Counter
 
 	mu       sync.Mutex
-	targets  kept             // destinations
-	services kept             // of failures of discovery
-	lastLoad *mesh.PolicyLoad // without the documents
-	findings map[policy.Severity]int
-	alone    map[string]int // the documents that stand alone and are refused, by what is in force in their place
+	targets  kept                    // destinations
+	services kept                    // of failures of discovery
+	findings map[policy.Severity]int // of the latest load; nil before the first
+	alone    map[string]int          // the documents that stand alone and are refused, by what is in force in their place
 }
 
 var targetNames = []string{"destination_service", "destination_port", "destination_subset"}
@@ -221,6 +220,9 @@ func reasonOf(r tlsid.Refusal) string {
 }
 
 func (s *state) policyLoad(load mesh.PolicyLoad) {
+	if load.Number == 0 { // a remark about the documents in force
+		return
+	}
 	if load.Err != nil {
 		s.loads.WithLabelValues("refused").Inc()
 	} else {
@@ -242,7 +244,7 @@ func (s *state) policyLoad(load mesh.PolicyLoad) {
 			s.alone[f.InForce]++
 		}
 	}
-	s.lastLoad, s.findings = &mesh.PolicyLoad{Number: load.Number, Err: load.Err}, findings
+	s.findings = findings
 }
 
 // retried counts the attempts of a call after the first, and the reason why there were no more.

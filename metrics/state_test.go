@@ -3,8 +3,10 @@ package metrics_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -28,6 +30,7 @@ import (
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/retry"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // is fails the test if a series does not have a value.
@@ -130,6 +133,85 @@ func TestRefusedDocuments(t *testing.T) {
 	p.is(t, 0, "mesh_policy_refused")
 }
 
+// A remark about the documents in force is no load, and does not hide what the last load said.
+func TestRemarksAreNoLoads(t *testing.T) {
+	leak.Check(t)
+	p := newProcess(t, metrics.Config{})
+	ca, err := tlsid.NewDevCA("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := meshtest.New(t, "", mesh.WithObserver(p.Observer()), mesh.WithDiscovery(new(discovery.Memory)), mesh.WithIdentity(ca.Source("default", "web")),
+		mesh.WithPolicy(policy.Source{Name: "bad.yaml", Alone: true, Data: []byte(refusedDocument)}))
+	findings := p.one(t, "mesh_policy_findings", "severity", "error").value()
+	m.Handler(http.NotFoundHandler()) // warns that everybody is served
+	p.is(t, 1, "mesh_policy_loads_total", "result", "loaded")
+	p.is(t, 1, "mesh_policy_documents_refused", "in_force", "nothing")
+	p.is(t, findings, "mesh_policy_findings", "severity", "error")
+}
+
+// stepping is a source of one identity: for each step it yields that, or the step's error.
+type stepping struct {
+	identity *tlsid.Identity
+	steps    chan error
+}
+
+func (s *stepping) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
+	return func(yield func(*tlsid.Identity, error) bool) {
+		for id, err := s.identity, error(nil); yield(id, err); {
+			select {
+			case err = <-s.steps:
+			case <-ctx.Done():
+				return
+			}
+			if id = s.identity; err != nil {
+				id = nil
+			}
+		}
+	}
+}
+
+// A source that has failed says so once. It shows until it yields an identity again.
+func TestFailingIdentity(t *testing.T) {
+	leak.Check(t)
+	p := newProcess(t, metrics.Config{})
+	ca, err := tlsid.NewDevCA("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := &stepping{steps: make(chan error)}
+	if source.identity, err = ca.Identity("default", "web"); err != nil {
+		t.Fatal(err)
+	}
+	meshtest.New(t, "", mesh.WithObserver(p.Observer()), mesh.WithDiscovery(new(discovery.Memory)), mesh.WithIdentity(source))
+	failing := func() float64 { return p.one(t, "mesh_identity_failing").value() }
+	if failing() != 0 {
+		t.Error("the source fails from the start")
+	}
+	source.steps <- errors.New("the file is gone")
+	await.True(t, "a failing source", func() bool { return failing() == 1 && p.total(t, "mesh_identity_failures_total") == 1 })
+	source.steps <- nil
+	await.True(t, "a source that is well again", func() bool { return failing() == 0 })
+}
+
+// A status has a bounded number of destinations. The metrics say how many it leaves out.
+func TestOmittedDestinations(t *testing.T) {
+	leak.Check(t)
+	p := newProcess(t, metrics.Config{})
+	var registry discovery.Memory
+	m := meshtest.New(t, "", mesh.WithDiscovery(&registry), mesh.WithObserver(p.Observer()))
+	at := meshtest.Serve(t, func(http.ResponseWriter, *http.Request) {})
+	for i := range 253 {
+		name := fmt.Sprint("service-", i)
+		registry.Set(name, at)
+		do(t, m, http.MethodGet, "http://"+name+"/", "")
+	}
+	p.is(t, 3, "mesh_destinations_omitted")
+	if n := len(p.scrape(t, "mesh_requests_in_flight")); n != 250 {
+		t.Errorf("%d destinations have a state", n)
+	}
+}
+
 // A process with several meshes has one set of metrics.
 func TestSeveralMeshes(t *testing.T) {
 	leak.Check(t)
@@ -144,7 +226,15 @@ func TestSeveralMeshes(t *testing.T) {
 	}
 	p.is(t, 2, "mesh_endpoints", "state", "healthy")
 	p.is(t, 2, "istio_requests_total")
+	if err := all[0].Apply(policy.Source{Name: "bad.yaml", Data: []byte(refusedDocument)}); err == nil {
+		t.Error("a bad document is taken")
+	}
+	if err := all[1].Apply(policy.Source{Name: "good.yaml", Data: []byte(fragile)}); err != nil {
+		t.Fatal(err)
+	}
+	p.is(t, 1, "mesh_policy_refused") // by one of them
 	all[0].Close()
+	p.is(t, 0, "mesh_policy_refused")
 	p.is(t, 1, "mesh_endpoints", "state", "healthy")
 	p.is(t, 1, "mesh_ready")
 }
