@@ -10,6 +10,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -31,6 +32,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/jwttest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/metrics"
@@ -116,6 +118,14 @@ spec:
   http: [{route: [{destination: {host: exhausted-service}}], retries: {attempts: 2, retryOn: 5xx, backoff: 1ms}}]
 `
 
+// tokens says whose tokens are verified, with the keys at a URL. No call has one.
+const tokens = `---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: users, namespace: default}
+spec: {jwtRules: [{issuer: users, jwksUri: %q}]}
+`
+
 // addresses are where a process listens.
 type addresses struct{ Service, HTTP, GRPC, TCP, Control string }
 
@@ -156,8 +166,12 @@ func serveRole(service, certs string) error {
 	if err != nil {
 		return err
 	}
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, jwttest.KeySet(jwttest.New("a")))
+	}))
+	defer keys.Close()
 	p := &town{other: map[string]string{"user-service": "order-service", "order-service": "user-service"}[service]}
-	p.Mesh, err = mesh.New(ctx, mesh.WithPolicy(policy.Source{Name: "town.yaml", Data: []byte(townDocuments)}),
+	p.Mesh, err = mesh.New(ctx, mesh.WithPolicy(policy.Source{Name: "town.yaml", Data: []byte(townDocuments + fmt.Sprintf(tokens, keys.URL))}),
 		mesh.WithWorkload(workload), mesh.WithDiscovery(&p.registry), mesh.WithIdentity(tlsid.Files{Dir: certs}),
 		mesh.WithObserver(recorded.Observer()), mesh.WithObserver(access.Observer()),
 		mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{}}, "tripped-service"),
