@@ -136,9 +136,7 @@ func (w *watcher) callStart(ctx context.Context, c *mesh.Call) context.Context {
 // cluster. Other hosts in documents or DNS may be anywhere, so they do not get it.
 func (w *watcher) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
 	if a.PeerID != "" || strings.HasSuffix(a.Call.Target.Host, w.settings.suffix) {
-		self := w.self.Load()
-		a.Sent.SetHeader(asserted.PeerMetadata, self.value[0])
-		a.Sent.SetHeader(asserted.PeerMetadataID, self.named[0])
+		w.self.Load().tell(a)
 	}
 	if field.CallsGRPC(a.Call.Request) && !w.over.Load() {
 		w.streams.attempt(a)

@@ -10,6 +10,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/outgoing"
 	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -42,6 +43,17 @@ const callerCount = 1 << 10
 type self struct {
 	id           string   // SPIFFE ID
 	value, named []string // the values of the two metadata headers
+}
+
+// tell adds the metadata to what is sent.
+func (s *self) tell(a *mesh.Attempt) {
+	if sent, ok := a.Sent.(*outgoing.Request); ok {
+		sent.SetShared(asserted.PeerMetadata, s.value)
+		sent.SetShared(asserted.PeerMetadataID, s.named)
+		return
+	}
+	a.Sent.SetHeader(asserted.PeerMetadata, s.value[0])
+	a.Sent.SetHeader(asserted.PeerMetadataID, s.named[0])
 }
 
 func newWatcher(m *Metrics) *watcher {

@@ -16,18 +16,28 @@ import (
 type Request struct {
 	copied http.Request
 	header http.Header
-	own    bool // nobody else has the header
-	made   bool // here
+	began  http.Header // the header before any change
+	own    bool        // nobody else has the header
+	made   bool        // here
+	trace  trace       // whether the header carries one
 
-	untraced bool      // see Untraced; false if it is not known
-	used     uint8     // of values
-	room     int32     // for what is added to the header
-	values   [7]string // of what is set: as many as telemetry sets with every call, by default
+	used   uint8     // of values
+	room   int32     // for what is added to the header
+	values [5]string // of what is set: as many as traces set with every call, by default
 }
+
+// trace says whether a header has a field that carries a trace.
+type trace uint8
+
+const (
+	unknown trace = iota
+	untraced
+	traced
+)
 
 // Begin says which header the request has so far, whether nobody else has it, and about how many fields will be added to it.
 func (r *Request) Begin(h http.Header, own bool, room int) {
-	r.header, r.own, r.room = h, own && h != nil, int32(room)
+	r.header, r.began, r.own, r.room = h, h, own && h != nil, int32(room)
 }
 
 // SetHeader sets a header. An empty value removes it.
@@ -35,14 +45,23 @@ func (r *Request) SetHeader(name, value string) {
 	name = field.Key(name)
 	r.set(name, value)
 	if field.CarriesTrace(name) {
-		r.untraced = false
+		r.trace = traced
 	}
 }
 
 // SetTrace is SetHeader for a header that carries a trace, by its key in an http.Header.
 func (r *Request) SetTrace(key, value string) {
 	r.set(key, value)
-	r.untraced = false
+	r.trace = traced
+}
+
+// SetShared sets a header that carries no trace, by its key in an http.Header. Other requests may have the same values: nobody changes
+// them.
+func (r *Request) SetShared(key string, values []string) {
+	if !r.own {
+		r.copyHeader()
+	}
+	r.header[key] = values
 }
 
 func (r *Request) set(key, value string) {
@@ -58,13 +77,13 @@ func (r *Request) set(key, value string) {
 
 // valuesOf returns value as the values of a header. It allocates only if there is no room left.
 func (r *Request) valuesOf(value string) []string {
-	if int(r.used) == len(r.values) {
+	i := int(r.used)
+	if i >= len(r.values) {
 		return []string{value}
 	}
-	i := r.used
-	r.values[i] = value
 	r.used++
-	return r.values[i:r.used:r.used]
+	r.values[i] = value
+	return r.values[i : i+1 : i+1]
 }
 
 func (r *Request) copyHeader() {
@@ -75,22 +94,32 @@ func (r *Request) copyHeader() {
 		return
 	}
 	r.header = make(http.Header, len(h)+int(r.room))
-	r.untraced = true
+	r.trace = untraced
 	for key, values := range h {
 		r.header[key] = values
 		if field.CarriesTrace(key) {
-			r.untraced = false
+			r.trace = traced
 		}
 	}
 }
 
-// Untraced reports whether the header is known to have no field that carries a trace, so that none has to be looked up. It is for a caller
-// that will set some: it copies the header, if that has not been done.
+// Untraced reports whether the header has no field that carries a trace, so that none has to be looked up. It is for a caller that will set
+// some: it may copy the header.
 func (r *Request) Untraced() bool {
-	if !r.own {
-		r.copyHeader()
+	if r.trace != unknown {
+		return r.trace == untraced
 	}
-	return r.untraced
+	if !r.own && !fewFields(r.header, int(r.room)) {
+		r.copyHeader() // which looks at each field
+		return r.trace == untraced
+	}
+	r.trace = untraced
+	for key := range r.began {
+		if field.CarriesTrace(key) {
+			r.trace = traced
+		}
+	}
+	return r.trace == untraced
 }
 
 // Header returns the header as it will be sent.

@@ -168,23 +168,24 @@ type Attempt struct {
 
 // StartAttempt begins an attempt, and sets the headers that carry its span. It returns the context to continue with.
 func (t *Tracer) StartAttempt(ctx context.Context, d *Call, a *Attempt) context.Context {
+	o := Outgoing{Caller: d.Caller, RPC: d.RPC, Seed: d.Seed, Header: a.Header, Set: a.Set}
 	c := callOf(ctx, d.Owner)
 	if c == nil {
-		t.Carry(ctx, &Outgoing{Caller: d.Caller, RPC: d.RPC, Seed: d.Seed, Header: a.Header, Set: a.Set})
+		t.Carry(ctx, &o)
 		return ctx
 	}
 	from := trace.SpanContextFromContext(d.Caller)
-	h := carried{ctx: ctx, rpc: d.RPC, header: a.Header, set: a.Set, fresh: !from.IsValid(), seed: idSeed(d.Seed, &from)}
+	o.ctx, o.fresh, o.seed = ctx, !from.IsValid(), idSeed(d.Seed, &from)
 	if d.RPC {
 		c.try(a)
-		h.span = c.whole.SpanContext()
+		o.span = c.whole.SpanContext()
 	} else {
 		var span trace.Span
 		ctx, span = t.startAttempt(ctx, c, d, a)
-		h.span = span.SpanContext()
+		o.span = span.SpanContext()
 	}
-	h.id = h.span.SpanID()
-	t.inject(&h)
+	o.id, o.valid = o.span.SpanID(), o.span.IsValid()
+	t.inject(&o)
 	return ctx
 }
 

@@ -10,166 +10,170 @@ import (
 	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/outgoing"
 )
 
-// Outgoing is a request, or an attempt of one, without a span of its own.
+// Outgoing is a request, or an attempt of one: what its headers are made from.
 type Outgoing struct {
-	Caller context.Context // of the caller
+	Caller context.Context // of the caller; nil if it is that of the request
 	RPC    bool
 	Seed   uint64      // of a request id: [Seed] of the call
 	Header http.Header // as it is; it is changed only through Set
 	Set    Setter
+
+	ctx   context.Context   // of the request, without the span whose header it is
+	sent  *outgoing.Request // Set, if it is one
+	clean bool              // the header is known to carry no trace
+	fresh bool              // the trace begins with the call
+	valid bool              // span is
+	span  trace.SpanContext // that is sent, but for its id
+	id    trace.SpanID
+	seed  uint64 // of the request id: the same for all attempts of a call
 }
 
-// Carry sets the headers of an attempt that is not recorded. ctx is its context.
+// Carry sets the headers of an attempt without a span of its own. ctx is its context.
 func (t *Tracer) Carry(ctx context.Context, o *Outgoing) {
-	h := carried{ctx: ctx, rpc: o.RPC, header: o.Header, set: o.Set, span: trace.SpanContextFromContext(o.Caller)}
-	h.fresh, h.seed = !h.span.IsValid(), idSeed(o.Seed, &h.span)
-	if !caller.SameContext(ctx, o.Caller) {
-		h.span = trace.SpanContextFromContext(ctx)
+	o.ctx, o.span = ctx, trace.SpanContextFromContext(ctx)
+	o.valid = o.span.IsValid()
+	if o.Caller == nil {
+		o.fresh, o.seed = !o.valid, idSeed(o.Seed, &o.span)
+	} else {
+		from := trace.SpanContextFromContext(o.Caller)
+		o.fresh, o.seed = !from.IsValid(), idSeed(o.Seed, &from)
 	}
-	h.id = h.span.SpanID()
-	if h.span.IsValid() && !h.span.IsSampled() && !t.config.NoClientSpans {
-		h.id = newSpanID() // nobody records this span, so any id will do
+	o.id = o.span.SpanID()
+	if o.valid && !o.span.IsSampled() && !t.config.NoClientSpans {
+		o.id = newSpanID() // nobody records this span, so any id will do
 	}
-	t.inject(&h)
-}
-
-// carried has what the trace headers of a request are made from.
-type carried struct {
-	ctx    context.Context // of the request, without the span whose header it is
-	rpc    bool            // the request is a call of gRPC
-	header http.Header     // as it is; it is changed only through set
-	set    Setter
-	sent   *outgoing.Request // set, if it is one
-	clean  bool              // the header is known to carry no trace
-	span   trace.SpanContext // that is sent, but for its id
-	id     trace.SpanID
-	fresh  bool   // the trace begins with the call
-	seed   uint64 // of a request id: the same for all attempts of a call
+	t.inject(o)
 }
 
 // has reports whether the header has a field that carries a trace.
-func (c *carried) has(key string) bool { return !c.clean && c.header[key] != nil }
+func (o *Outgoing) has(key string) bool { return !o.clean && o.Header[key] != nil }
 
 // put sets a header that carries a trace. An empty value removes it.
-func (c *carried) put(key, value string) {
-	if c.sent != nil {
-		c.sent.SetTrace(key, value)
+func (o *Outgoing) put(key, value string) {
+	if o.sent != nil {
+		o.sent.SetTrace(key, value)
 	} else {
-		c.set.SetHeader(key, value)
+		o.Set.SetHeader(key, value)
 	}
 }
 
 // inject sets the headers. What is set replaces what came with the request, except for the request id, the baggage and the
 // forwarded headers: these the caller may set.
-func (t *Tracer) inject(c *carried) {
-	in := inboundOf(c.ctx)
-	var room [160]byte // traceparent, b3 and x-request-id
-	b := room[:0]
-	valid := c.span.IsValid()
-	if c.sent, _ = c.set.(*outgoing.Request); c.sent != nil && valid {
-		c.clean = c.sent.Untraced()
+func (t *Tracer) inject(o *Outgoing) {
+	in := inboundOf(o.ctx)
+	if o.sent, _ = o.Set.(*outgoing.Request); o.sent != nil && o.valid {
+		o.clean = o.sent.Untraced()
 	}
-	if valid && t.config.Propagator == nil {
-		b = t.appendContext(b, c, in)
+	var room [contextLength + b3Length + uuidLength]byte
+	made := 0
+	if o.valid && t.config.Propagator == nil {
+		made = t.writeContext(&room, o, in)
 	}
-	switch id, seed := t.requestID(c, in); {
+	switch id, seed := t.requestID(o, in); {
 	case seed != 0: // in the same memory
-		made := len(b)
-		text := string(appendUUID(b, seed))
-		c.put(requestID, text[made:])
-		t.setContext(c, text[:made])
+		putUUID(room[made:], seed)
+		text := string(room[:made+uuidLength])
+		o.put(requestID, text[made:])
+		t.setContext(o, text[:made])
 	default:
 		if id != "" {
-			c.put(requestID, id)
+			o.put(requestID, id)
 		}
-		t.setContext(c, string(b))
+		t.setContext(o, string(room[:made]))
 	}
-	if valid && t.config.Propagator != nil {
-		t.config.Propagator.Inject(trace.ContextWithSpanContext(c.ctx, c.span.WithSpanID(c.id)), carrier{c.header, c.set})
+	if o.valid && t.config.Propagator != nil {
+		t.config.Propagator.Inject(trace.ContextWithSpanContext(o.ctx, o.span.WithSpanID(o.id)), carrier{o.Header, o.Set})
 	}
 	if t.config.Propagator == nil {
-		passOnBaggage(c, in)
+		passOnBaggage(o, in)
 	}
 	if in != nil {
 		for i, values := range in.forwarded {
-			if name := t.forward[i]; len(values) > 0 && c.header[name] == nil && (!c.rpc || field.IsPrintable(values[0])) {
-				c.set.SetHeader(name, values[0])
+			if name := t.forward[i]; len(values) > 0 && o.Header[name] == nil && (!o.RPC || field.IsPrintable(values[0])) {
+				o.Set.SetHeader(name, values[0])
 			}
 		}
 	}
 }
 
 // passOnBaggage sets the baggage of the context, or else that of the inbound request, unless the caller has set one.
-func passOnBaggage(c *carried, in *inbound) {
-	bag := baggage.FromContext(c.ctx)
+func passOnBaggage(o *Outgoing, in *inbound) {
+	bag := baggage.FromContext(o.ctx)
 	switch {
-	case bag.Len() == 0 && (in == nil || in.baggage == ""), c.has(baggageHeader):
+	case bag.Len() == 0 && (in == nil || in.baggage == ""), o.has(baggageHeader):
 	case bag.Len() > 0:
-		c.put(baggageHeader, bag.String())
+		o.put(baggageHeader, bag.String())
 	default:
-		c.put(baggageHeader, in.baggage)
+		o.put(baggageHeader, in.baggage)
 	}
 }
 
 // requestID returns the id to set, or the seed to make it from. It returns neither if the call has one.
-func (t *Tracer) requestID(c *carried, in *inbound) (id string, seed uint64) {
+func (t *Tracer) requestID(o *Outgoing, in *inbound) (id string, seed uint64) {
 	switch {
-	case t.config.NoRequestID || c.has(requestID):
+	case t.config.NoRequestID || o.has(requestID):
 		return "", 0
 	case in == nil || in.requestID == "" && in.seed == 0:
-		return "", c.seed
+		return "", o.seed
 	}
 	return in.requestID, in.seed
 }
 
-// appendContext appends a traceparent, and after it the b3 header, if that is sent.
-func (t *Tracer) appendContext(b []byte, c *carried, in *inbound) []byte {
-	traceID, flags := c.span.TraceID(), c.span.TraceFlags()&(trace.FlagsSampled|trace.FlagsRandom)
-	if c.fresh || in != nil && in.fresh && in.trace == traceID {
+// The lengths of a traceparent, of the single header of B3, and of a request id.
+const (
+	contextLength = 55
+	b3Length      = 51
+	uuidLength    = 36
+)
+
+// writeContext writes a traceparent, and after it the b3 header, if that is sent. It returns the length of both.
+func (t *Tracer) writeContext(b *[contextLength + b3Length + uuidLength]byte, o *Outgoing, in *inbound) int {
+	traceID, flags := o.span.TraceID(), o.span.TraceFlags()&(trace.FlagsSampled|trace.FlagsRandom)
+	if o.fresh || in != nil && in.fresh && in.trace == traceID {
 		flags |= trace.FlagsRandom
 	}
-	b = append(b, "00-"...)
-	b = appendHex(b, binary.BigEndian.Uint64(traceID[:8]))
-	b = appendHex(b, binary.BigEndian.Uint64(traceID[8:]))
-	b = append(b, '-')
-	b = appendHex(b, binary.BigEndian.Uint64(c.id[:]))
-	b = append(b, '-', '0', '0'+byte(flags))
-	if t.formats&b3Single != 0 {
-		b = append(b, b[3:52]...)
-		b = append(b, '-', sampledText(flags)[0])
+	copy(b[:], "00-")
+	putHex(b[3:], binary.BigEndian.Uint64(traceID[:8]))
+	putHex(b[19:], binary.BigEndian.Uint64(traceID[8:]))
+	b[35] = '-'
+	putHex(b[36:], binary.BigEndian.Uint64(o.id[:]))
+	b[52], b[53], b[54] = '-', '0', '0'+byte(flags)
+	if t.formats&b3Single == 0 {
+		return contextLength
 	}
-	return b
+	copy(b[contextLength:], b[3:52])
+	b[contextLength+b3Length-2], b[contextLength+b3Length-1] = '-', sampledText(flags)[0]
+	return contextLength + b3Length
 }
 
-// setContext sets the headers whose text appendContext has made. It removes those of the formats that are not sent: the application may
+// setContext sets the headers whose text writeContext has made. It removes those of the formats that are not sent: the application may
 // have copied them, and they would name another span.
-func (t *Tracer) setContext(c *carried, text string) {
+func (t *Tracer) setContext(o *Outgoing, text string) {
 	if text == "" {
 		return
 	}
 	keep := func(f format, name, value string) {
 		if t.formats&f != 0 && value != "" {
-			c.put(name, value)
-		} else if c.has(name) {
-			c.put(name, "")
+			o.put(name, value)
+		} else if o.has(name) {
+			o.put(name, "")
 		}
 	}
-	keep(w3c, traceparent, text[:55])
+	keep(w3c, traceparent, text[:contextLength])
 	state := ""
-	if ts := c.span.TraceState(); ts.Len() > 0 {
+	if ts := o.span.TraceState(); ts.Len() > 0 {
 		state = ts.String()
 	}
 	keep(w3c, tracestate, state)
-	keep(b3Single, b3Header, text[55:])
-	if t.formats&b3Multi != 0 || !c.clean && hasB3(c.header) {
+	keep(b3Single, b3Header, text[contextLength:])
+	if t.formats&b3Multi != 0 || !o.clean && hasB3(o.Header) {
 		keep(b3Multi, b3TraceID, text[3:35])
 		keep(b3Multi, b3SpanID, text[36:52])
-		keep(b3Multi, b3Sampled, sampledText(c.span.TraceFlags()))
+		keep(b3Multi, b3Sampled, sampledText(o.span.TraceFlags()))
 		keep(b3Multi, b3ParentSpanID, "")
 		keep(b3Multi, b3Flags, "")
 	}
@@ -203,7 +207,7 @@ func (c carrier) Keys() []string {
 // SetRequestID sets the request id of a call that has none.
 func (t *Tracer) SetRequestID(d *Call, set Setter) {
 	from := trace.SpanContextFromContext(d.Caller)
-	c := carried{header: d.Header, seed: idSeed(d.Seed, &from)}
+	c := Outgoing{Header: d.Header, seed: idSeed(d.Seed, &from)}
 	id, seed := t.requestID(&c, inboundOf(d.Caller))
 	if seed != 0 {
 		id = uuid(seed)
@@ -234,29 +238,31 @@ func idSeed(seed uint64, caller *trace.SpanContext) uint64 {
 	return max(1, seed^binary.NativeEndian.Uint64(id[:]))
 }
 
-const uuidLength = 36
-
 func uuid(seed uint64) string {
 	var room [uuidLength]byte
-	return string(appendUUID(room[:0], seed))
+	putUUID(room[:], seed)
+	return string(room[:])
 }
 
-// appendUUID appends a random UUID, of version 4, that is made of seed.
-func appendUUID(b []byte, seed uint64) []byte {
-	var digits [32]byte
-	text := appendHex(digits[:0], mix(seed+process[0])&^0xf000|0x4000)
-	text = appendHex(text, mix(seed^process[1])&^(3<<62)|2<<62)
-	b = append(append(b, text[:8]...), '-')
-	b = append(append(b, text[8:12]...), '-')
-	b = append(append(b, text[12:16]...), '-')
-	b = append(append(b, text[16:20]...), '-')
-	return append(b, text[20:]...)
+// putUUID writes a random UUID, of version 4, that is made of seed.
+func putUUID(b []byte, seed uint64) {
+	_ = b[uuidLength-1]
+	high, low := mix(seed+process[0])&^0xf000|0x4000, mix(seed^process[1])&^(3<<62)|2<<62
+	middle, last := digits(high&0xffffffff), digits(low>>32)
+	binary.BigEndian.PutUint64(b, digits(high>>32))
+	binary.BigEndian.PutUint32(b[9:], uint32(middle>>32))
+	binary.BigEndian.PutUint32(b[14:], uint32(middle))
+	binary.BigEndian.PutUint32(b[19:], uint32(last>>32))
+	binary.BigEndian.PutUint32(b[24:], uint32(last))
+	binary.BigEndian.PutUint64(b[28:], digits(low&0xffffffff))
+	b[8], b[13], b[18], b[23] = '-', '-', '-', '-'
 }
 
-// appendHex appends the 16 digits of n. Package hex writes them one after the other; these are written eight at a time.
-func appendHex(b []byte, n uint64) []byte {
-	b = binary.BigEndian.AppendUint64(b, digits(n>>32))
-	return binary.BigEndian.AppendUint64(b, digits(n&0xffffffff))
+// putHex writes the 16 digits of n. Package hex writes them one after the other; these are written eight at a time.
+func putHex(b []byte, n uint64) {
+	_ = b[15]
+	binary.BigEndian.PutUint64(b, digits(n>>32))
+	binary.BigEndian.PutUint64(b[8:], digits(n&0xffffffff))
 }
 
 // digits returns the eight digits of a 32-bit number, each in a byte of its own.

@@ -100,16 +100,18 @@ func (o *observer) callEnd(ctx context.Context, c *mesh.Call) {
 
 func (o *observer) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
 	c := a.Call
-	if !recorded(ctx, c) {
-		o.tracer.Carry(ctx, &spans.Outgoing{
-			Caller: c.Request.Context(), RPC: field.CallsGRPC(c.Request), Seed: seedOf(c), Header: a.Header, Set: a.Sent,
-		})
-		return ctx
+	out := spans.Outgoing{RPC: field.CallsGRPC(c.Request), Seed: seedOf(c), Header: a.Header, Set: a.Sent}
+	if from := c.Request.Context(); !caller.SameContext(ctx, from) {
+		if spans.Recorded(ctx, c) {
+			d := describe(c)
+			return o.tracer.StartAttempt(ctx, &d, &spans.Attempt{
+				Number: a.Number, Start: a.Start, Endpoint: a.Endpoint, Header: a.Header, Set: a.Sent,
+			})
+		}
+		out.Caller = from
 	}
-	d := describe(c)
-	return o.tracer.StartAttempt(ctx, &d, &spans.Attempt{
-		Number: a.Number, Start: a.Start, Endpoint: a.Endpoint, Header: a.Header, Set: a.Sent,
-	})
+	o.tracer.Carry(ctx, &out)
+	return ctx
 }
 
 func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
