@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"math/bits"
 	"slices"
 	"strconv"
 	"sync"
@@ -144,13 +145,29 @@ var buckets = []float64{
 
 const bucketCount = 19 // without the one for larger values
 
-// The bounds of the buckets, in whole microseconds and in whole bytes.
-var limitsMicro, limitsBytes = func() (micro, bytes [bucketCount]int64) {
+// limits are the bounds of the buckets in some unit.
+type limits struct {
+	upper [bucketCount]int64
+	first [64]uint8 // by the number of bits of a value: the first bucket that may be its own
+}
+
+// The bounds in whole microseconds and in whole bytes.
+var limitsMicro, limitsBytes = newLimits(1000), newLimits(1)
+
+func newLimits(scale float64) limits {
+	var l limits
 	for i, b := range buckets {
-		micro[i], bytes[i] = int64(b*1000), int64(b)
+		l.upper[i] = int64(b * scale)
 	}
-	return micro, bytes
-}()
+	for n := 1; n < len(l.first); n++ {
+		i := int(l.first[n-1])
+		for i < bucketCount && l.upper[i] < 1<<(n-1) {
+			i++
+		}
+		l.first[n] = uint8(i)
+	}
+	return l
+}
 
 // The histograms of a series of requests.
 const (
@@ -180,14 +197,15 @@ type histogram struct {
 	counts [bucketCount + 1]atomic.Uint64
 }
 
-func (h *histogram) observe(limits *[bucketCount]int64, v int64) {
+func (h *histogram) observe(limits *limits, v int64) {
 	h.counts[bucketOf(limits, v)].Add(1)
 	h.sum.Add(v)
 }
 
-func bucketOf(limits *[bucketCount]int64, v int64) int {
-	i := 0
-	for i < bucketCount && v > limits[i] {
+// bucketOf returns the bucket of a value. Those of smaller values with fewer bits are not looked at.
+func bucketOf(limits *limits, v int64) int {
+	i := int(limits.first[bits.Len64(uint64(max(0, v)))])
+	for i < bucketCount && v > limits.upper[i] {
 		i++
 	}
 	return i
