@@ -77,7 +77,9 @@ func (r *callRecord) release(users int) {
 	if len(r.copied) > mostHeaders {
 		r.copied = nil
 	}
-	clear(r.copied)
+	if len(r.copied) > 0 {
+		clear(r.copied)
+	}
 	r.recorded = recorded{}
 	records.Put(r)
 }
@@ -169,11 +171,13 @@ func (r *callRecord) Attempt(ctx context.Context, of *engine.Attempt, n int, hea
 	a := r.attempt(n)
 	peer := of.Peer()
 	a.Endpoint, a.Peer, a.PeerID = peer.Address, peer.Endpoint, peer.ID
-	a.Start = r.Start.Add(of.Sent())
+	if a.Start = r.Start; of.Sent() != 0 {
+		a.Start = r.Start.Add(of.Sent())
+	}
 	if r.Last == nil {
 		r.Document, r.Route = of.Call().Origin()
 	}
-	if target := of.Call().Target(); r.Target != target { // otherwise not written: others may be reading it
+	if target := of.Call().Target(); r.Last == nil || r.Target != target { // otherwise not written: others may be reading it
 		locked := r.lock()
 		r.Target = target
 		r.unlock(locked)
@@ -221,17 +225,24 @@ func (a *attemptRecord) Moved(to engine.Peer, sent time.Duration) {
 
 // Answered implements engine.AttemptObserver.
 func (a *attemptRecord) Answered(answer engine.Response) {
-	defer a.call.unlock(a.call.lock())
 	header := answer.Header
+	if answer.Shared {
+		hidden := a.Sent != nil && (header[asserted.PeerMetadata] != nil || header[asserted.PeerMetadataID] != nil)
+		if hidden || answer.Changes {
+			header = a.call.copy(header)
+		}
+		if hidden {
+			delete(answer.Header, asserted.PeerMetadata)
+			delete(answer.Header, asserted.PeerMetadataID)
+		}
+	}
+	locked := a.call.lock()
 	a.ResponseHeader, a.ProtoMajor, a.ProtoMinor = header, answer.ProtoMajor, answer.ProtoMinor
-	if !answer.Shared {
-		return
-	}
-	hidden := a.Sent != nil && (header[asserted.PeerMetadata] != nil || header[asserted.PeerMetadataID] != nil)
-	if !hidden && !answer.Changes {
-		return
-	}
-	r := a.call
+	a.call.unlock(locked)
+}
+
+// copy returns a copy of the header of an answer, which lasts until the end of the call.
+func (r *callRecord) copy(header map[string][]string) map[string][]string {
 	if len(r.copied) > 0 { // it has the header of an earlier attempt
 		r.copied = nil
 	}
@@ -239,11 +250,7 @@ func (a *attemptRecord) Answered(answer engine.Response) {
 		r.copied = make(http.Header, len(header))
 	}
 	maps.Copy(r.copied, header)
-	a.ResponseHeader = r.copied
-	if hidden {
-		delete(header, asserted.PeerMetadata)
-		delete(header, asserted.PeerMetadataID)
-	}
+	return r.copied
 }
 
 // End implements engine.AttemptObserver.
