@@ -79,6 +79,33 @@ func testExemplars(t *testing.T, native bool) {
 	}
 }
 
+// The one slow call of a scrape interval has its exemplar, however many fast ones there are each second.
+func TestSlowCallsKeepTheirExemplars(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProcess(t, metrics.Config{})
+		o := p.Observer()
+		observe := func(id byte, took time.Duration) {
+			c := call(t, "order", &discovery.Endpoint{}, "")
+			c.Start, c.Duration = time.Now().Add(-took), took
+			o.CallEnd(span(true, id), c)
+		}
+		for i := range 15 * 20 { // what Prometheus scrapes every 15 seconds
+			observe(1, 3*time.Millisecond)
+			if i == 110 {
+				observe(2, 800*time.Millisecond)
+			}
+			time.Sleep(time.Second / 20)
+		}
+		text := p.text(t, "application/openmetrics-text")
+		if !strings.Contains(text, `le="1000.0"} 301 # {trace_id="00000000000000000000000000000002"`) {
+			t.Errorf("the slow call has no exemplar:\n%s", text)
+		}
+		if n := strings.Count(text, " # {trace_id="); n != 3 { // one for each bucket with calls, and that of the counter
+			t.Errorf("%d exemplars, want 3:\n%s", n, text)
+		}
+	})
+}
+
 // istiosBuckets are those of all three histograms, which Istio's dashboards and recorded rules count on.
 var istiosBuckets = []float64{
 	0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000,
