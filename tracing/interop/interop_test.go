@@ -103,6 +103,17 @@ type server struct {
 	parents []string // of the requests
 }
 
+// sent returns the parents of the requests, of which there must be n, each with one.
+func (s *server) sent(t *testing.T, n int) []string {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.parents) != n || slices.ContainsFunc(s.parents, func(parent string) bool { return len(parent) != len(remote) }) {
+		t.Fatalf("the server got %q, want %d requests with a parent", s.parents, n)
+	}
+	return slices.Clone(s.parents)
+}
+
 // serve returns a server that fails the first n requests.
 func serve(t *testing.T, n int) (*server, *httptest.Server) {
 	s := new(server)
@@ -169,7 +180,7 @@ func TestOtelhttpAroundAMesh(t *testing.T) {
 	get(t, context.Background(), otelhttp.NewTransport(m.Transport(), tr.http()...), "http://orders/")
 	got, all := tr.shape(t)
 	want(t, got, "theirs client below none", "ours client below theirs client", "ours internal below theirs client", "ours client below ours internal")
-	for _, parent := range s.parents {
+	for _, parent := range s.sent(t, 2) {
 		if !slices.ContainsFunc(all, func(s sdk.ReadOnlySpan) bool {
 			return s.InstrumentationScope().Name == "github.com/nosidecar/mesh/tracing" && s.SpanContext().SpanID().String() == parent[36:52]
 		}) {
@@ -187,7 +198,7 @@ func TestOtelhttpInPlaceOfOurs(t *testing.T) {
 	get(t, context.Background(), otelhttp.NewTransport(m.Transport(), tr.http()...), "http://orders/")
 	got, all := tr.shape(t)
 	want(t, got, "theirs client below none")
-	for _, parent := range s.parents {
+	for _, parent := range s.sent(t, 2) {
 		if parent[36:52] != all[0].SpanContext().SpanID().String() {
 			t.Errorf("%s was sent, want the span of otelhttp", parent)
 		}
@@ -207,7 +218,7 @@ func TestOtelhttpInsideATransport(t *testing.T) {
 	got, all := tr.shape(t)
 	want(t, got, "ours internal below none", "ours client below ours internal", "ours client below ours internal",
 		"theirs client below ours client", "theirs client below ours client")
-	for _, parent := range s.parents {
+	for _, parent := range s.sent(t, 2) {
 		if !slices.ContainsFunc(all, func(s sdk.ReadOnlySpan) bool {
 			return strings.Contains(s.InstrumentationScope().Name, "otelhttp") && s.SpanContext().SpanID().String() == parent[36:52]
 		}) {
@@ -364,6 +375,9 @@ func TestOtelgrpcBelowAMesh(t *testing.T) {
 				want(t, got, "theirs internal below none", "theirs client below theirs internal", "theirs client below theirs internal")
 			} else {
 				want(t, got, "theirs internal below none", "ours client below theirs internal", "theirs client below ours client", "theirs client below ours client")
+			}
+			if n := len(parents()); n != 2 {
+				t.Errorf("the server got %d requests", n)
 			}
 			for _, parent := range parents() {
 				if !slices.ContainsFunc(all, func(s sdk.ReadOnlySpan) bool {
