@@ -1,7 +1,8 @@
 // Command metrics-otlp pushes the metrics of a mesh by OTLP, for those who do not scrape: the same metrics, with the same names and
 // labels, by the bridge of OpenTelemetry for Prometheus.
 //
-// It sends them to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, and else to one of its own, which prints what it gets.
+// It sends them to the collector that OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_METRICS_ENDPOINT names, and else to one of its
+// own, which prints what it gets.
 package main
 
 import (
@@ -41,7 +42,7 @@ func main() {
 
 func run(ctx context.Context, out io.Writer) error {
 	options := []otlpmetrichttp.Option{}
-	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" {
+	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT") == "" {
 		printing := httptest.NewServer(&printer{out: out})
 		defer printing.Close()
 		options = append(options, otlpmetrichttp.WithEndpointURL(printing.URL+"/v1/metrics"))

@@ -1,5 +1,5 @@
-// Command observability shows all that there is to see of a chain of services: user calls order, and order calls payment, each in a
-// process of its own, over mTLS. Each has a page and metrics. Prometheus scrapes them if it is installed, and Jaeger gets the spans if
+// Command observability shows the pages, the metrics and the traces of a chain of services: user calls order, and order calls payment,
+// each in a process of its own, over mTLS. Each has a page and metrics. Prometheus scrapes them if it is installed, and Jaeger gets the spans if
 // -jaeger names one. Payment fails now and then: the page of order says so, and what became of it.
 //
 //	go run . -for 5m
@@ -11,6 +11,7 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -54,7 +55,7 @@ func main() {
 }
 
 // run starts the chain, calls it for some time, and stops it.
-func run(ctx context.Context, out io.Writer, length time.Duration, collector, jaeger string) error {
+func run(ctx context.Context, out io.Writer, length time.Duration, collector, jaeger string) (err error) {
 	dir, err := os.MkdirTemp("", "observability")
 	if err != nil {
 		return err
@@ -75,7 +76,7 @@ func run(ctx context.Context, out io.Writer, length time.Duration, collector, ja
 	if err != nil {
 		return err
 	}
-	defer web.close()
+	defer func() { err = errors.Join(err, web.close()) }()
 	if err := web.know(all); err != nil {
 		return err
 	}
@@ -87,7 +88,9 @@ func run(ctx context.Context, out io.Writer, length time.Duration, collector, ja
 	ctx, cancel := context.WithTimeout(ctx, length)
 	defer cancel()
 	var calls, failed int
-	for tick := time.NewTicker(20 * time.Millisecond); ctx.Err() == nil; {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil {
 		calls++
 		if err := web.call(ctx, http.MethodGet, fmt.Sprintf("http://user-service/users/%d", calls)); err != nil && ctx.Err() == nil {
 			failed++
@@ -211,7 +214,7 @@ func (p *programs) prometheus(out io.Writer, dir string) error {
 	}
 	fmt.Fprintf(out, "prometheus: http://%s\n", address)
 	return p.start(exec.Command(path, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"),
-		"--web.listen-address="+address, "--log.level=error"), nil)
+		"--web.listen-address="+address, "--log.level=error", "--enable-feature=exemplar-storage"), nil)
 }
 
 // jaeger starts a Jaeger, if there is one, and returns where it takes spans.
@@ -243,6 +246,9 @@ func (p *programs) report(out io.Writer, service string) error {
 		return err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("the page of %s: %s", service, resp.Status)
+	}
 	fmt.Fprintf(out, "what the page of %s says:\n\n", service)
 	_, err = io.Copy(out, resp.Body)
 	return err

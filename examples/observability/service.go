@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/sdk/resource"
@@ -36,7 +37,7 @@ type member struct {
 	*mesh.Mesh
 	registry discovery.Memory // in real life that of Kubernetes or Consul
 	private  http.Handler     // the page and the metrics
-	close    func()
+	close    func() error     // sends the last spans
 }
 
 // newMember makes a mesh that is known as name. Its spans go to the OTLP receiver at collector, if there is one.
@@ -46,14 +47,16 @@ func newMember(ctx context.Context, name, certs, collector string) (*member, err
 	if err != nil {
 		return nil, err
 	}
-	provider := sdk.NewTracerProvider()
+	// Every call is sampled. Production samples a part, with sdk.WithSampler or by a Telemetry document.
+	spans := []sdk.TracerProviderOption{sdk.WithResource(resource.NewSchemaless(semconv.ServiceNameKey.String(name)))}
 	if collector != "" {
 		exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithInsecure(), otlptracegrpc.WithEndpoint(collector))
 		if err != nil {
 			return nil, err
 		}
-		provider = sdk.NewTracerProvider(sdk.WithBatcher(exporter), sdk.WithResource(resource.NewSchemaless(semconv.ServiceNameKey.String(name))))
+		spans = append(spans, sdk.WithBatcher(exporter))
 	}
+	provider := sdk.NewTracerProvider(spans...)
 	traces, err := tracingmesh.Observer(tracing.Config{Provider: provider})
 	if err != nil {
 		return nil, err
@@ -71,14 +74,16 @@ func newMember(ctx context.Context, name, certs, collector string) (*member, err
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/debug/mesh/", page)
-	mux.Handle("GET /metrics", promhttp.Handler())
+	mux.Handle("GET /metrics", promhttp.HandlerFor(prometheus.DefaultGatherer, promhttp.HandlerOpts{
+		EnableOpenMetrics: true, // has exemplars: the traces of some calls
+	}))
 	m.private = mux
-	m.close = func() {
-		m.Mesh.Close()
-		page.Close()
+	m.close = func() error {
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		_ = provider.Shutdown(ending)
+		err := errors.Join(m.Mesh.Close(), provider.Shutdown(ending), recorded.Close())
+		page.Close()
+		return err
 	}
 	return m, nil
 }
@@ -159,12 +164,12 @@ func route(pattern string, serve func(*http.Request) error) http.Handler {
 type started struct{ Service, Private string }
 
 // serve is a process of the chain. It prints where it is, reads where the others are, and serves until its input ends.
-func serve(ctx context.Context, name, certs, collector string) error {
+func serve(ctx context.Context, name, certs, collector string) (err error) {
 	m, err := newMember(ctx, name, certs, collector)
 	if err != nil {
 		return err
 	}
-	defer m.close()
+	defer func() { err = errors.Join(err, m.close()) }()
 	public, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -191,11 +196,15 @@ func serve(ctx context.Context, name, certs, collector string) error {
 			break
 		}
 	}
-	served.Close()
-	seen.Close()
-	serving.Wait()
 	if err == io.EOF {
-		return nil
+		err = nil
 	}
-	return fmt.Errorf("%s: %w", name, err)
+	ending, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	err = errors.Join(err, served.Shutdown(ending), seen.Close()) // requests in flight are answered, open pages are cut off
+	serving.Wait()
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
 }
