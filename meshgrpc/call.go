@@ -39,7 +39,7 @@ type call struct {
 	setCookie string    // for a call without the cookie of its hash key
 	observed  *observed // nil if there are no observers
 	waits     bool      // until an endpoint is ready
-	waited    bool      // for an endpoint, and was started again
+	restarts  int32     // after waits for an endpoint
 	first     try
 	last      *try // the latest try; nil before the first
 }
@@ -65,8 +65,8 @@ type attempter interface {
 	engine.Adapter
 	grpcreplay.Tries
 
-	// send makes the attempt t, up to the beginning of its response.
-	send(t *try)
+	// send makes the attempt t, up to the beginning of its response. It reports whether that is still pending.
+	send(t *try) (pending bool)
 
 	// replayable reports whether another attempt can follow.
 	replayable() bool
@@ -125,20 +125,29 @@ func (c *call) described() any {
 	return &o.request
 }
 
-// serve takes the call through the mesh. A wait-for-ready call is repeated until it can be sent.
+// serve takes the call through the mesh. Its error may be engine.ErrSuspended.
 func (c *call) serve(a attempter) (*engine.Refusal, error) {
-	for n := 0; ; n++ {
-		c.sent = &c.asked
-		answer, err := c.pass(engine.Routed, route.Target{}, a)
-		if err == nil || !c.waits || !a.replayable() || !unready(err) {
-			return answer, err
-		}
-		if cause := pause.For(c.ctx, patience(n)); cause != nil {
+	answer, err := c.start(a)
+	return c.served(a, answer, err)
+}
+
+// start takes the call through the stages of the engine, once.
+func (c *call) start(a attempter) (*engine.Refusal, error) {
+	c.sent = &c.asked
+	return c.pass(engine.Routed, route.Target{}, a)
+}
+
+// served returns the result of a call that has passed the stages with a result. A wait-for-ready call is repeated until it can be sent.
+func (c *call) served(a attempter, answer *engine.Refusal, err error) (*engine.Refusal, error) {
+	for c.waits && err != nil && a.replayable() && unready(err) {
+		if cause := pause.For(c.ctx, patience(int(c.restarts))); cause != nil {
 			return nil, &neverReady{cause: cause, last: err}
 		}
 		c.Renew()
-		c.waited = true
+		c.restarts++
+		answer, err = c.start(a)
 	}
+	return answer, err
 }
 
 // patience returns how long a wait-for-ready call waits after the n-th time that it could not be sent, counted from 0.
@@ -209,6 +218,11 @@ func (c *call) attempts(ctx context.Context, loop retry.Loop, a attempter) (retr
 		return retry.Succeeded, c.last.failed()
 	}
 	n, reason, gone := grpcreplay.Do(ctx, &loop, a)
+	return c.attempted(ctx, n, reason, gone)
+}
+
+// attempted returns the result of Send for n attempts. gone says that ctx ended before another one.
+func (c *call) attempted(ctx context.Context, n int, reason retry.Reason, gone bool) (retry.Reason, error) {
 	if gone {
 		return reason, after(n, context.Cause(ctx))
 	}
@@ -225,7 +239,7 @@ func after(n int, err error) error {
 }
 
 // attempt makes the n-th attempt, up to the beginning of its response, and returns what retries are decided by.
-func (c *call) attempt(ctx context.Context, limit time.Duration, a attempter, n int) grpcreplay.Outcome {
+func (c *call) attempt(ctx context.Context, limit time.Duration, a attempter, n int) (o grpcreplay.Outcome) {
 	t := &c.first
 	if c.last != nil {
 		t = new(try)
@@ -237,12 +251,13 @@ func (c *call) attempt(ctx context.Context, limit time.Duration, a attempter, n 
 			t.giveUp()
 		}
 	}()
-	if t.begin(ctx, c, limit, n) {
-		a.send(t)
+	if t.begin(ctx, c, limit, n) && a.send(t) {
+		o.Pending = true
+	} else {
+		o = t.settle(a)
 	}
-	t.settle(limit)
 	returned = true
-	return t.outcome(!a.replayable())
+	return o
 }
 
 // edit applies the edits of documents to the response metadata that the caller gets.

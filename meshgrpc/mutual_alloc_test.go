@@ -22,7 +22,7 @@ func TestAllocationsBesideBare(t *testing.T) {
 		most map[string]float64
 	}{
 		{"unary", callUnary, map[string]float64{"client": 1, "server": 4, "both ends": 5}},
-		{"stream", callStream, map[string]float64{"client": 5, "server": 3, "both ends": 8}},
+		{"stream", callStream, map[string]float64{"client": 2, "server": 3, "both ends": 5}},
 	} {
 		allocations := func(conn *grpc.ClientConn) float64 {
 			return testing.AllocsPerRun(300, func() { kind.call(t, conn) })

@@ -23,6 +23,7 @@ import (
 type stream struct {
 	call
 	replayed grpcreplay.Stream
+	series   grpcreplay.Series // of attempts
 
 	mu       sync.Mutex
 	messages engine.Messages // of the latest start of the call
@@ -80,9 +81,22 @@ func (s *stream) current() engine.Messages {
 }
 
 // Make implements grpcreplay.Driver.
-func (s *stream) Make() (a grpcreplay.Answer) {
-	answer, err := s.serve(s)
-	if answer == nil && err == nil && s.last.stream != nil {
+func (s *stream) Make() grpcreplay.Answer { return s.answer(s.serve(s)) }
+
+// Resume implements grpcreplay.Resumer.
+func (s *stream) Resume() grpcreplay.Answer {
+	answer, err := s.Call.Resume(s.goOn)
+	return s.answer(s.served(s, answer, err))
+}
+
+// answer returns the result of serve.
+func (s *stream) answer(answer *engine.Refusal, err error) (a grpcreplay.Answer) {
+	switch {
+	case err == engine.ErrSuspended && s.last.timed():
+		return grpcreplay.Answer{Err: grpcreplay.ErrPrompt}
+	case err == engine.ErrSuspended:
+		return grpcreplay.Answer{Err: grpcreplay.ErrPending}
+	case answer == nil && err == nil && s.last.stream != nil:
 		a.Header, a.Trailer = s.last.metadata()
 		if a.Header == nil && s.last.reads { // a trailers-only response that documents may have edited
 			a.Header = a.Trailer
@@ -124,7 +138,44 @@ func (s *stream) End(err error) (instead error) {
 // Send implements engine.Adapter.
 func (s *stream) Send(ctx context.Context, loop retry.Loop) (retry.Reason, error) {
 	s.replayed.Follow(loop.Policy)
-	return s.attempts(ctx, loop, s)
+	s.Multiplexed()
+	return s.result(ctx, s.series.Begin(ctx, &loop, s))
+}
+
+// goOn goes on with Send, with the response to the last try.
+func (s *stream) goOn(ctx context.Context, loop retry.Loop) (retry.Reason, error) {
+	return s.result(ctx, s.series.Resume(ctx, &loop, s, s.outcome()))
+}
+
+// result returns the result of Send.
+func (s *stream) result(ctx context.Context, r grpcreplay.Result) (retry.Reason, error) {
+	if r.Pending {
+		return r.Reason, engine.ErrSuspended
+	}
+	return s.attempted(ctx, r.Tries, r.Reason, r.Gone)
+}
+
+// outcome waits for the response to the last try.
+func (s *stream) outcome() (o grpcreplay.Outcome) {
+	t := s.last
+	returned := false
+	defer func() {
+		if !returned { // a panic or a Goexit
+			t.giveUp()
+		}
+	}()
+	r := s.replayed.Reply(t.needsHeader())
+	switch {
+	case !s.replayed.Lost(r):
+		s.judge(t, r)
+	case s.send(t):
+		o.Pending = true
+	}
+	if !o.Pending {
+		o = t.settle(s)
+	}
+	returned = true
+	return o
 }
 
 // Mirror implements engine.Adapter.
@@ -152,11 +203,19 @@ func (s *stream) Drop() bool {
 func (s *stream) replayable() bool { return !s.replayed.Committed() }
 
 // send implements attempter.
-func (s *stream) send(t *try) {
+func (s *stream) send(t *try) (pending bool) {
 	s.mu.Lock()
 	s.messages = s.Messages()
 	s.mu.Unlock()
-	r := s.replayed.Try(t, s.sent.method, t.options())
+	r, opened := s.replayed.Open(t, s.sent.method, t.options())
+	if !opened {
+		s.judge(t, r)
+	}
+	return opened
+}
+
+// judge sets the result of t, whose response begins with r.
+func (s *stream) judge(t *try, r grpcreplay.Reply) {
 	t.mu.Lock()
 	t.over = true
 	t.mu.Unlock()

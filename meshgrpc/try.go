@@ -284,8 +284,18 @@ func ended(ctx context.Context, code codes.Code) bool {
 	return pause.For(ctx, patience) != nil
 }
 
-// settle reports the result of the try to the mesh, and stops the timeout of the try. A stream that was answered continues.
-func (t *try) settle(limit time.Duration) {
+// needsHeader reports whether anybody needs the header of the response when it arrives.
+func (t *try) needsHeader() bool {
+	c := t.call
+	return t.reads || t.exchanges || c.results.WantHeader() || c.Engine().HeadersObserved() || c.Limits().WatchesMessages()
+}
+
+// timed reports whether it matters when the try is answered.
+func (t *try) timed() bool { return t.limit != nil || t.Timed() }
+
+// settle reports the result of the try of a to the mesh, and stops the timeout of the try. A stream that was answered continues. It returns
+// what retries are decided by.
+func (t *try) settle(a attempter) grpcreplay.Outcome {
 	late := t.limit != nil && !t.limit.Stop()
 	switch {
 	case t.status != 0:
@@ -303,8 +313,9 @@ func (t *try) settle(limit time.Duration) {
 	}
 	if late {
 		t.giveUp()
-		t.status, t.rest = 0, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
+		t.status, t.rest = 0, t.limit.Limit()
 	}
+	return t.outcome(!a.replayable())
 }
 
 // show passes the header of a response to the observers, and hides peer metadata from the caller.

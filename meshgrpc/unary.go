@@ -102,7 +102,7 @@ func (u *unary) reset() {
 }
 
 // send implements attempter.
-func (u *unary) send(t *try) {
+func (u *unary) send(t *try) (pending bool) {
 	opts := t.options()
 	if t.reads || t.exchanges || u.results.WantHeader() {
 		opts = append(opts, grpc.Header(&t.header))
@@ -114,6 +114,7 @@ func (u *unary) send(t *try) {
 		o.sent.Add(size)
 		u.Messages().Sent()
 	}
+	return false
 }
 
 // replayable implements attempter.
@@ -128,7 +129,7 @@ func (u *unary) Mirror(rule *route.Rule) {
 	var encoded []byte // the message
 	u.Engine().Mirrors.Copy(u.ctx, rule.Route.Mirrors, rule.Route.Timeout, original, func(to *route.Mirror, authority string) (
 		func(context.Context) error, error) {
-		if u.waited {
+		if u.restarts > 0 {
 			return nil, errMirrored
 		}
 		if encoded == nil {

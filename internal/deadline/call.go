@@ -108,6 +108,9 @@ func (c *Call) WatchMessages() {
 	}
 }
 
+// WatchesMessages reports whether WatchMessages has anything to enforce. c may be nil.
+func (c *Call) WatchesMessages() bool { return c != nil && c.idle != nil }
+
 // Await begins a wait for the next part of the response.
 func (c *Call) Await() {
 	if c.idle != nil && c.idle.timer != nil {

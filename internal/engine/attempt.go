@@ -101,6 +101,9 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 	return nil
 }
 
+// Timed reports whether it matters when the endpoint answers.
+func (a *Attempt) Timed() bool { return a.observer != nil || a.timesAnswers() }
+
 // timesAnswers reports whether the balancer or the circuit depends on how long endpoints take to answer.
 func (a *Attempt) timesAnswers() bool { return a.cluster.timesAnswers || a.call.kind == Raw }
 

@@ -53,7 +53,7 @@ type Adapter interface {
 	Mirror(rule *route.Rule)
 
 	// Send makes the attempts, each with [Call.Acquire], for as long as the loop asks for them. ctx bounds them all. Copies
-	// are sent once, without a Policy in the loop.
+	// are sent once, without a Policy in the loop. Its error may be ErrSuspended.
 	Send(ctx context.Context, loop retry.Loop) (retry.Reason, error)
 
 	// NewLimits returns memory for the limits of the call.
@@ -127,17 +127,45 @@ func (c *Call) Serve(wait context.Context, req *Request, a Adapter) (answer *Ref
 	returned := false
 	defer func() {
 		if !returned { // a panic or Goexit below, or of an observer
-			c.endLimits(nil)
-			c.finish(0, nil, nil)
+			c.abort()
 		}
 	}()
 	c.adapter = a
 	err = c.serve(wait, req, a)
 	returned = true
-	if err == nil {
-		return nil, nil
+	return c.served(err)
+}
+
+// ErrSuspended is returned by Send of an adapter that does not wait for the response: the call goes on with [Call.Resume].
+var ErrSuspended = errors.New("the call goes on")
+
+// Resume goes on with a call for which Serve or Resume has returned ErrSuspended. send takes the place of Send, and may suspend the call
+// again. Resume returns what Serve would have returned.
+func (c *Call) Resume(send func(context.Context, retry.Loop) (retry.Reason, error)) (answer *Refusal, err error) {
+	returned := false
+	defer func() {
+		if !returned {
+			c.abort()
+		}
+	}()
+	c.stopped, err = send(c.ctx, c.loop())
+	c.exhausted()
+	returned = true
+	return c.served(err)
+}
+
+// abort ends a call that has panicked.
+func (c *Call) abort() {
+	c.endLimits(nil)
+	c.finish(0, nil, nil)
+}
+
+// served returns what Serve returns for a call whose stages have ended with err.
+func (c *Call) served(err error) (*Refusal, error) {
+	if err == nil || err == ErrSuspended {
+		return nil, err
 	}
-	if answer = answerOf(err); answer != nil {
+	if answer := answerOf(err); answer != nil {
 		c.endLimits(nil)
 		c.flags |= answer.Flags
 		return answer, nil
@@ -192,17 +220,27 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	}
 
 	// 7. The retry loop. Each of its attempts passes stages 8 to 11, in Acquire.
+	var err error
+	c.stopped, err = a.Send(c.ctx, c.loop())
+	c.exhausted()
+	return err
+}
+
+// loop returns the retry loop of the call.
+func (c *Call) loop() retry.Loop {
 	loop := retry.Loop{Policy: c.host.policy(c.rule), Budget: c.cluster.budget, Limiter: c.cluster.limiter}
 	if c.limits != nil || c.observer != nil {
 		loop.Context = c.ctx // which may not be the request's
 	}
-	var err error
-	c.stopped, err = a.Send(c.ctx, loop)
+	return loop
+}
+
+// exhausted notes whether a call would have been retried again.
+func (c *Call) exhausted() {
 	switch c.stopped {
 	case retry.LimitReached, retry.BudgetRefused, retry.LimiterRefused:
 		c.flags |= FlagRetriesExhausted
 	}
-	return err
 }
 
 // injectFault delays or answers the share of the calls for which the route says so.

@@ -13,10 +13,16 @@ import (
 var _ grpc.ClientStream = (*Stream)(nil)
 
 // wait waits for the answer. It returns the try that continues as the stream, and whether that try is over. If no try does, it returns the
-// error; the results that the caller's options ask for are set then.
-func (s *Stream) wait() (t *try, over bool, err error) {
+// error; the results that the caller's options ask for are set then. first is the message of a RecvMsg, or nil.
+func (s *Stream) wait(first any) (t *try, over bool, err error) {
 	s.mu.Lock()
 	for !s.told {
+		if s.takeLocked() {
+			s.mu.Unlock()
+			s.proceed(first)
+			s.mu.Lock()
+			continue
+		}
 		s.news.Wait()
 	}
 	t, over, err = s.last, s.over, s.answer.Err
@@ -33,6 +39,12 @@ func (s *Stream) await(over *try, commit bool) (t *try, committed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for (s.current == nil || s.current == over && !s.committed) && (!s.settled || s.replaying) {
+		if s.current != nil && s.takeLocked() { // the try is over
+			s.mu.Unlock()
+			s.proceed(nil)
+			s.mu.Lock()
+			continue
+		}
 		s.news.Wait()
 	}
 	if s.current == over {
@@ -57,17 +69,17 @@ func (s *Stream) answered() *try {
 
 // RecvMsg implements grpc.ClientStream.
 func (s *Stream) RecvMsg(m any) error {
-	t, over, err := s.wait()
+	t, over, err := s.wait(m)
 	if err != nil {
 		return err
 	}
-	if !over {
+	if !over || s.got {
 		if s.config.Meter != nil {
 			s.in = m
 		}
 		err := s.receive(t, m)
 		if err == nil {
-			if s.in != nil && s.config.Desc.ServerStreams {
+			if s.config.Meter != nil && s.config.Desc.ServerStreams {
 				s.receivedMessage()
 			}
 			if !s.config.Desc.ServerStreams { // there is only one message
@@ -103,12 +115,15 @@ func (s *Stream) receivedMessage() {
 
 // receive waits for a message, within the limits.
 func (s *Stream) receive(t *try, m any) error {
-	limits := s.answer.Limits
-	if limits == nil {
-		return t.cs.RecvMsg(m)
+	limits, got := s.answer.Limits, s.got
+	s.got = false
+	if limits != nil {
+		limits.Await()
+		defer limits.Received(nil) // End determines why the wait failed
 	}
-	limits.Await()
-	defer limits.Received(nil) // End determines why the wait failed
+	if got {
+		return nil
+	}
 	return t.cs.RecvMsg(m)
 }
 
@@ -192,8 +207,12 @@ func (s *Stream) CloseSend() error {
 
 // Header implements grpc.ClientStream.
 func (s *Stream) Header() (metadata.MD, error) {
-	if _, _, err := s.wait(); err != nil {
+	t, _, err := s.wait(nil)
+	switch {
+	case err != nil:
 		return nil, nil // RecvMsg returns the error
+	case s.unread:
+		return t.cs.Header()
 	}
 	return copied(s.answer.Header), nil
 }

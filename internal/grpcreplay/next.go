@@ -36,11 +36,14 @@ type Outcome struct {
 
 	// Committed says that no other try can follow.
 	Committed bool
+
+	// Pending says that all this is not known yet.
+	Pending bool
 }
 
 // Tries makes the tries of a call, one after the other.
 type Tries interface {
-	// Try makes the n-th try, up to the beginning of its response. A limit of 0 means none.
+	// Try makes the n-th try, up to the beginning of its response or less: then the outcome is pending. A limit of 0 means none.
 	Try(ctx context.Context, limit time.Duration, n int) Outcome
 
 	// Drop abandons the latest try so that another can follow. It reports false if none can follow.
@@ -50,29 +53,93 @@ type Tries interface {
 // Do makes tries of a call as long as the loop allows. It returns the number of tries and the reason why there are no more. gone reports
 // that ctx ended before the next try.
 func Do(ctx context.Context, l *retry.Loop, tries Tries) (n int, reason retry.Reason, gone bool) {
-	held := false // a slot of the limiter is held, from the decision to retry until the response
+	var s Series
+	r := s.Begin(ctx, l, tries)
+	return r.Tries, r.Reason, r.Gone
+}
+
+// Series is the tries of a call, made one after the other. It is suspended by a try whose outcome is pending.
+type Series struct {
+	n    int32
+	held bool // a slot of the limiter is held, from the decision to retry until the response
+}
+
+// Result is the result of a Series.
+type Result struct {
+	Tries   int          // how many there were
+	Reason  retry.Reason // why there are no more
+	Gone    bool         // the context has ended before the next try
+	Pending bool         // the outcome of the last try is not known yet
+}
+
+// Begin makes tries as long as the loop allows, or until an outcome is pending.
+func (s *Series) Begin(ctx context.Context, l *retry.Loop, tries Tries) Result {
+	*s = Series{}
+	l.Budget.Deposit()
+	return s.run(ctx, l, tries, s.try(ctx, l, tries))
+}
+
+// Resume goes on with the outcome of the try that was pending. That may still be so.
+func (s *Series) Resume(ctx context.Context, l *retry.Loop, tries Tries, o Outcome) Result {
+	return s.run(ctx, l, tries, o)
+}
+
+// run goes on after a try with the outcome o.
+func (s *Series) run(ctx context.Context, l *retry.Loop, tries Tries, o Outcome) Result {
+	for {
+		n := int(s.n)
+		if o.Pending {
+			return Result{Tries: n, Pending: true}
+		}
+		s.release(l)
+		var wait time.Duration
+		var reason retry.Reason
+		if wait, reason, s.held = Next(ctx, l, n, &o); !s.held {
+			return Result{Tries: n, Reason: reason}
+		}
+		if reason, gone := s.pause(ctx, l, tries, wait); reason != retry.Succeeded {
+			return Result{Tries: n, Reason: reason, Gone: gone}
+		}
+		o = s.try(ctx, l, tries)
+	}
+}
+
+// try makes the next try.
+func (s *Series) try(ctx context.Context, l *retry.Loop, tries Tries) Outcome {
+	returned := false
 	defer func() {
-		if held {
-			l.Limiter.Release()
+		if !returned { // a panic or a Goexit
+			s.release(l)
 		}
 	}()
-	l.Budget.Deposit()
-	for n = 1; ; n++ {
-		outcome := tries.Try(ctx, limitOf(ctx, l.Policy), n)
-		if held {
-			held = false
-			l.Limiter.Release()
+	s.n++
+	o := tries.Try(ctx, limitOf(ctx, l.Policy), int(s.n))
+	returned = true
+	return o
+}
+
+// pause waits for the next try. It returns retry.Succeeded if that can be made.
+func (s *Series) pause(ctx context.Context, l *retry.Loop, tries Tries, wait time.Duration) (reason retry.Reason, gone bool) {
+	defer func() {
+		if reason != retry.Succeeded {
+			s.release(l)
 		}
-		var wait time.Duration
-		if wait, reason, held = Next(ctx, l, n, &outcome); !held {
-			return n, reason, false
-		}
-		if !tries.Drop() {
-			return n, retry.BodyCommitted, false
-		}
-		if pause.For(ctx, wait) != nil {
-			return n, Ended(ctx), true
-		}
+	}()
+	reason = retry.BodyCommitted // or a panic
+	if !tries.Drop() {
+		return reason, false
+	}
+	if pause.For(ctx, wait) != nil {
+		return Ended(ctx), true
+	}
+	return retry.Succeeded, false
+}
+
+// release gives back the slot of the limiter.
+func (s *Series) release(l *retry.Loop) {
+	if s.held {
+		s.held = false
+		l.Limiter.Release()
 	}
 }
 

@@ -2,27 +2,21 @@ package grpcreplay
 
 import (
 	"context"
-	"io"
-	"slices"
+	"errors"
 	"sync"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/grpcend"
-	"github.com/nosidecar/mesh/internal/grpcstatus"
-	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Stream is a grpc.ClientStream that can be retried. Its [Driver] makes the tries on a separate goroutine, until one is answered or there
-// are no more tries. Until then another try can replace the current one, and all messages are sent again. The caller gets the response of
-// the last try.
+// Stream is a grpc.ClientStream that can be retried. Its [Driver] makes the tries until one is answered or there are no more tries. Until
+// then another try can replace the current one, and all messages are sent again. The caller gets the response of the last try.
+//
+// The driver runs on a separate goroutine, unless it is a [Resumer]: then it runs on the goroutines of the caller.
 //
 // A try is committed if no other try can follow: because more was sent than is kept, because gRPC sends a message only once, or because the
 // caller has called Context or Trailer. Messages are kept, not copied: as with gRPC's own streams, the caller must not change a message that
@@ -34,7 +28,7 @@ type Stream struct {
 	driver Driver
 	first  try
 	out    Message // the message that SendMsg is sending
-	in     any     // the message that RecvMsg is receiving, if there is a Meter
+	in     any     // the message that RecvMsg is receiving, if there is a Meter or it waits for the answer
 
 	mu        sync.Mutex // not held while gRPC or code of the caller runs; gRPC may hold locks of its own when it calls us
 	news      sync.Cond  // signals changes of the fields below, except over and err
@@ -49,15 +43,21 @@ type Stream struct {
 	replaying bool  // resending sends kept on last
 	closed    bool  // CloseSend was called
 	settled   bool  // there are no more tries; answer is set
+	pending   bool  // the driver is suspended, and whoever needs the answer resumes it
 	told      bool  // the stream goes on, or the caller's options were set
-
-	apart bool // each try has a context of its own; not guarded
 
 	panicked any // the panic of the driver or of resending, which is passed on to the caller
 
 	resending sync.WaitGroup // what sends kept on last while its response is awaited
 
-	ending   sync.Once
+	ending sync.Once
+
+	// The following are not guarded: the driver has one goroutine at a time.
+	apart  bool // each try has a context of its own
+	prompt bool // responses are awaited at once
+	unread bool // the header of the answer was not asked for
+	got    bool // RecvMsg got its message with the answer
+
 	instead  error // the error of Driver.End, set by ending
 	received error // the last error of RecvMsg
 }
@@ -101,9 +101,26 @@ type Driver interface {
 	End(error) error
 }
 
+// Resumer is a Driver that does not wait for responses. Make and Resume return a pending Answer once they have opened a try with
+// [Stream.Open].
+type Resumer interface {
+	Driver
+
+	// Resume waits for the response with [Stream.Reply], and makes further tries.
+	Resume() Answer
+}
+
+// Answers of a [Resumer] have these errors if they are pending. With ErrPrompt, Resume is called at once, on a separate goroutine. Otherwise
+// it is called when the caller needs the result, or when the stream is over.
+var (
+	ErrPending = errors.New("the response has not been awaited")
+	ErrPrompt  = errors.New("the response is to be awaited at once")
+)
+
 // Answer is the result of the tries of a stream.
 type Answer struct {
-	// Err is the error with which the stream has ended. If it is nil, the stream continues as that of the last try.
+	// Err is the error with which the stream has ended. If it is nil, the stream continues as that of the last try. If it is ErrPending, or
+	// ErrPrompt, the result is not known yet.
 	Err error
 
 	// Header and Trailer are those of the response. If the stream continues, Trailer is not used.
@@ -113,32 +130,16 @@ type Answer struct {
 	Limits *deadline.Call
 }
 
-// Reply is the result of a try. A try without a Header is over.
-type Reply struct {
-	Begun           bool // there was a stream, so the server may have seen the call
-	Header, Trailer metadata.MD
-	Err             error // nil if there is a header, or if the try ended without an error
-	unsent          bool  // nothing was sent, and gRPC's Header has hidden that from gRPC
-}
-
-// try is one try.
-type try struct {
-	stream  *Stream
-	cs      grpc.ClientStream // nil if there is none
-	codec   *Codec
-	clock   deadline.Upload
-	cancel  func()      // ends the context of the try; nil if that is the caller's
-	unwatch func() bool // stops waiting for the end of the driver's context; nil if nothing waits
-	dropped bool        // by Drop, maybe while it was sent again; guarded by Stream.mu
-	opts    [3]grpc.CallOption
-}
-
 // Begin begins the stream. It returns once there is a try that takes messages.
 func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) {
 	s.config, s.driver, s.apart = config, driver, !grpcend.Direct(config.Streamer)
 	s.news.L = &s.mu
 	s.kept.Room = config.Room
-	go starterOf(s)()
+	if _, resumes := driver.(Resumer); resumes {
+		s.proceed(nil)
+	} else {
+		go starterOf(s)()
+	}
 
 	s.mu.Lock()
 	for !s.opened && !s.settled {
@@ -147,7 +148,7 @@ func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) 
 	opened := s.opened
 	s.mu.Unlock()
 	if !opened {
-		if _, _, err := s.wait(); err != nil {
+		if _, _, err := s.wait(nil); err != nil {
 			return nil, err
 		}
 	}
@@ -182,6 +183,39 @@ func (r *starter) run() {
 
 // run makes the driver make the tries, and settles the stream.
 func (s *Stream) run() {
+	if _, resumes := s.driver.(Resumer); !resumes {
+		grow()
+	}
+	for s.step() != nil {
+	}
+}
+
+// proceed runs the driver until it is suspended, or the stream is settled. first is the message of a RecvMsg, or nil.
+func (s *Stream) proceed(first any) {
+	s.in = first
+	pending := s.step()
+	if pending == nil {
+		return
+	}
+	s.mu.Lock()
+	s.pending = pending == ErrPending && !s.prompt && !s.over && !s.replaying // a server may answer before it reads
+	waits := s.pending
+	s.news.Broadcast()
+	s.mu.Unlock()
+	if !waits {
+		go starterOf(s)()
+	}
+}
+
+// takeLocked reports whether the driver was suspended. Then it is no longer, and the caller of takeLocked must resume it.
+func (s *Stream) takeLocked() bool {
+	pending := s.pending
+	s.pending = false
+	return pending
+}
+
+// step runs the driver once. It returns ErrPending or ErrPrompt if the answer is still pending, and otherwise settles the stream.
+func (s *Stream) step() (pending error) {
 	returned := false
 	defer func() {
 		if returned {
@@ -193,10 +227,21 @@ func (s *Stream) run() {
 		}
 		s.settle(Answer{Err: grpcend.ErrPanicked})
 	}()
-	grow()
-	answer := s.driver.Make()
+	s.mu.Lock()
+	opened := s.opened
+	s.mu.Unlock()
+	var answer Answer
+	if opened {
+		answer = s.driver.(Resumer).Resume()
+	} else {
+		answer = s.driver.Make()
+	}
 	returned = true
+	if answer.Err == ErrPending || answer.Err == ErrPrompt {
+		return answer.Err
+	}
 	s.settle(answer)
+	return nil
 }
 
 // fail notes why a goroutine has not returned, with what it has recovered.
@@ -239,7 +284,7 @@ func (s *Stream) settle(a Answer) {
 // end calls Driver.End, once, for a stream whose last try was answered and is over.
 func (s *Stream) end() {
 	s.ending.Do(func() {
-		if s.err == nil && !s.config.Desc.ServerStreams && s.in != nil {
+		if s.config.Meter != nil && s.err == nil && !s.config.Desc.ServerStreams && s.in != nil {
 			s.receivedMessage() // gRPC ends such a stream within RecvMsg, before that returns the only message
 		}
 		s.instead = s.driver.End(s.err)
@@ -251,185 +296,7 @@ func (s *Stream) end() {
 // a stream that gRPC goes on with.
 func (s *Stream) Follow(policy *retry.Policy) {
 	if policy != nil && retriesAnswers(policy) {
-		s.apart = true
-	}
-}
-
-// Try makes another try with ctx, up to the beginning of its response. If its connection is lost before it is sent, it starts over, once. gRPC
-// does that for a caller of RecvMsg, but not for one of Header, which takes such a stream for one that has ended well.
-func (s *Stream) Try(ctx context.Context, method string, opts []grpc.CallOption) Reply {
-	r := s.attempt(ctx, method, opts)
-	if r.unsent && s.Drop() {
-		r = s.attempt(ctx, method, opts)
-	}
-	return r
-}
-
-func (s *Stream) attempt(ctx context.Context, method string, opts []grpc.CallOption) Reply {
-	resends := s.config.Room-s.kept.Room > unreadable
-	if resends {
-		s.resending.Wait() // for a try that was dropped
-	}
-	t := s.begin(ctx)
-	if s.apart || resends { // nothing may be sent on a try that was dropped
-		ctx = t.apart(ctx)
-	}
-	opts = append(append(t.opts[:0], opts...), grpc.OnFinish(t.finished))
-	t.codec, opts = s.config.Encoding.Codec(slices.Clip(opts))
-	cs, err := s.config.Streamer(ctx, s.config.Desc, s.config.Conn, method, opts...)
-	if err != nil {
-		t.end()
-		return Reply{Err: err}
-	}
-	t.cs = cs
-	if resends {
-		s.resend(t)
-	} else {
-		_ = s.kept.Replay(cs, t.codec) // if the try has ended, Header below shows it
-		s.open(t)
-	}
-
-	header, _ := cs.Header()
-	if header != nil {
-		return Reply{Begun: true, Header: header}
-	}
-	s.resending.Wait() // the try is over, and takes no more
-	r := Reply{Begun: true, Trailer: cs.Trailer()}
-	s.mu.Lock()
-	over, said := s.over, s.err
-	if !s.committed {
-		s.current = nil
-	}
-	s.mu.Unlock()
-	if over && said != nil && grpcstatus.TrailersOnly(r.Trailer) {
-		r.Err = said
-		return r
-	}
-	// For a stream that was cut before it was sent, gRPC's Header returns no error, but RecvMsg does. There is no message to receive, unless
-	// the server has sent one before its headers.
-	switch r.Err = cs.RecvMsg(new(emptypb.Empty)); {
-	case r.Err == nil:
-		r.Err = status.Error(codes.Internal, "the stream has a message, but no headers")
-	case r.Err == io.EOF:
-		r.Err = nil
-	case status.Code(r.Err) == codes.Unavailable && s.config.Conn.GetState() == connectivity.Shutdown:
-		//lint:ignore SA1019 there is no other error for a ClientConn that the caller closed
-		r.Err = grpc.ErrClientConnClosing
-	default:
-		r.unsent = over && said == nil && grpcwire.Unsent(r.Err)
-	}
-	return r
-}
-
-// unreadable is how much of a stream gRPC accepts even if the peer reads nothing. For more it waits until the peer reads. A server may not
-// read until somebody reads its response.
-const unreadable = 64 << 10
-
-// resend sends the messages that were kept on t, on a goroutine, so that its response can be received meanwhile. Then it opens t.
-func (s *Stream) resend(t *try) {
-	s.mu.Lock()
-	s.replaying = true
-	s.mu.Unlock()
-	s.resending.Go(func() {
-		defer s.open(t)
-		returned := false
-		defer func() {
-			if returned {
-				return
-			}
-			s.fail(recover())
-			t.end() // some of the messages are missing
-		}()
-		_ = s.kept.Replay(t.cs, t.codec)
-		returned = true
-	})
-}
-
-// apart returns a context for t alone. With the end of ctx, the try is over even if gRPC does not say so.
-func (t *try) apart(ctx context.Context) context.Context {
-	own, cancel := context.WithCancel(ctx)
-	t.cancel = cancel
-	t.unwatch = context.AfterFunc(ctx, func() { t.over(status.FromContextError(ctx.Err()).Err()) })
-	return own
-}
-
-// begin returns the next try.
-func (s *Stream) begin(ctx context.Context) *try {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	t := &s.first
-	if s.last != nil {
-		t = new(try)
-	}
-	t.stream = s
-	s.last, s.current, s.over, s.err = t, nil, false, nil
-	if s.config.Pausing {
-		t.clock = deadline.RequestUploadOf(ctx)
-		if s.config.Desc.ClientStreams && !s.closed {
-			t.clock.Pause()
-		}
-	}
-	return t
-}
-
-// open makes t the current try, unless it was dropped. All messages so far were sent on it.
-func (s *Stream) open(t *try) {
-	s.mu.Lock()
-	if s.replaying {
-		s.replaying = false
-		if s.committed {
-			s.kept.Drop()
-		}
-	}
-	s.opened = true
-	if !t.dropped && (!s.settled || s.answer.Err == nil) {
-		s.current = t
-	}
-	closed := s.closed
-	s.news.Broadcast()
-	s.mu.Unlock()
-	if closed { // CloseSend was called while there was no current try
-		t.clock.Resume()
-		_ = t.cs.CloseSend()
-	}
-}
-
-// finished is called by gRPC when it is done with the try.
-func (t *try) finished(err error) {
-	t.over(err)
-	t.end()
-}
-
-// over ends the stream if t, which is over, was its last try.
-func (t *try) over(err error) {
-	if t.note(err) {
-		t.stream.end()
-	}
-}
-
-// note records the error with which a try has ended, if that is not yet known. It reports whether the stream ends with it, which is not the
-// case if another try has already replaced t.
-func (t *try) note(err error) (ends bool) {
-	s := t.stream
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if t != s.last {
-		return false
-	}
-	if !s.over {
-		if err == io.EOF {
-			err = nil
-		}
-		s.over, s.err = true, err
-	}
-	return s.settled && s.answer.Err == nil
-}
-
-// end ends the try if it is still running.
-func (t *try) end() {
-	if t.unwatch != nil {
-		t.unwatch()
-		t.cancel()
+		s.apart, s.prompt = true, true
 	}
 }
 

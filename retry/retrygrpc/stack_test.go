@@ -2,7 +2,7 @@
 
 // The race detector makes frames larger.
 
-package meshgrpc
+package retrygrpc_test
 
 import (
 	"context"
@@ -12,16 +12,15 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/grpctest"
 )
 
 // The goroutine of a stream grows its stack once, at its beginning: while gRPC begins the stream, all that lies on it would be copied.
 func TestStackOfStreams(t *testing.T) {
-	_, endpoints := loopback(t, 1)
+	address := grpctest.Serve(t, &grpctest.Service{Bidi: echo})
 	moved := 0
-	conn := through(t, endpoints, mesh.Observer{}, grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc,
-		cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	watch := grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+		streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 		var here byte
 		before := uintptr(unsafe.Pointer(&here))
 		stream, err := streamer(ctx, desc, cc, method, opts...)
@@ -29,7 +28,8 @@ func TestStackOfStreams(t *testing.T) {
 			moved++
 		}
 		return stream, err
-	}))
+	})
+	conn := grpctest.Dial(t, address, append(fast("unavailable", 1).DialOptions(), watch)...)
 	const streams = 100
 	for range streams {
 		stream, err := grpctest.NewClient(conn).FullDuplexCall(t.Context())
