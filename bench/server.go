@@ -154,7 +154,15 @@ func (s *Server) url(host string) string {
 	return scheme + "://" + host + "/users/42"
 }
 
-// processVariable makes a program that calls ServeProcess a server.
+// held is live memory that nobody reads or writes.
+var held []byte
+
+// Hold makes the live heap of this process, and of the server processes that it starts from then on, larger by so many MiB. The garbage
+// collector runs whenever the heap has doubled. With the 1 MB of a program that does nothing but call, that is every 200 calls, and each
+// run costs what it costs for the first time, and takes the stacks of idle goroutines. No service has a heap that small.
+func Hold(mib int) { held = make([]byte, mib<<20) }
+
+// processVariable makes a program that calls ServeProcess a server. Its value is a protocol and what to hold, in MiB.
 const processVariable = "MESH_BENCH_SERVER"
 
 // StartServer starts a service in a process of its own, which ends with [Server.Close] or with this process. The
@@ -165,7 +173,7 @@ func StartServer(protocol Protocol) (_ *Server, err error) {
 		return nil, err
 	}
 	cmd := exec.Command(program)
-	cmd.Env = append(os.Environ(), processVariable+"="+string(protocol))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d", processVariable, protocol, len(held)>>20))
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -193,12 +201,18 @@ func StartServer(protocol Protocol) (_ *Server, err error) {
 // ServeProcess returns at once, unless the process was started by [StartServer]: then it serves until its standard input
 // ends, and exits.
 func ServeProcess() {
-	protocol := Protocol(os.Getenv(processVariable))
-	if protocol == "" {
+	said := os.Getenv(processVariable)
+	if said == "" {
 		return
 	}
-	_, hello := listen(protocol)
-	err := json.NewEncoder(os.Stdout).Encode(hello)
+	var protocol Protocol
+	var mib int
+	_, err := fmt.Sscan(said, &protocol, &mib)
+	if err == nil {
+		Hold(mib)
+		_, hello := listen(protocol)
+		err = json.NewEncoder(os.Stdout).Encode(hello)
+	}
 	if err == nil {
 		_, err = io.Copy(io.Discard, os.Stdin)
 	}

@@ -29,13 +29,15 @@ func main() {
 	noNetwork := flag.Bool("layers", false, "only the comparison around a RoundTripper that does nothing")
 	rounds := flag.Int("rounds", 41, "number of `rounds`")
 	span := flag.Duration("time", 100*time.Millisecond, "how long each side runs in a round")
+	heap := flag.Int("heap", 32, "live heap of each process in `MiB`, besides what it uses; 0 measures an idle program")
 	flag.Parse()
-	if flag.NArg() > 0 || *mtls && *noNetwork || *rounds < 1 || *span <= 0 {
+	if flag.NArg() > 0 || *mtls && *noNetwork || *rounds < 1 || *span <= 0 || *heap < 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	fmt.Printf("%s, %s/%s, %d processors; %d rounds of %v for each side in turn.\n",
-		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), *rounds, *span)
+	bench.Hold(*heap)
+	fmt.Printf("%s, %s/%s, %d processors; %d rounds of %v for each side in turn; a live heap of %d MiB.\n",
+		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), *rounds, *span, *heap)
 	run := compare
 	switch {
 	case *mtls:
