@@ -1,11 +1,13 @@
 package policy
 
 import (
+	"iter"
 	"maps"
 	"slices"
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/catalog"
 )
 
 // A security document that selects the wrong workloads does nothing for the right ones, and nobody notices. The functions below report
@@ -26,6 +28,25 @@ func (c *compiler) unplaced(d *yamldoc.Document) {
 		return
 	}
 	d.Warnf("metadata.namespace", "%s: set the namespace that you mean", message)
+}
+
+// null is said of a field that nulls yields.
+const null = "has no value and counts as absent, as in a cluster: give it one or remove it"
+
+// nulls yields the null fields of a document that would restrict something if they had a value. A null "from" lets everybody in, and without
+// "tls" calls may be in plaintext.
+func nulls(d *yamldoc.Document, group, kind string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		protects := catalog.Protects(group, kind)
+		if !protects && kind != "DestinationRule" && kind != "ServiceEntry" {
+			return
+		}
+		for at := range d.Nulls("spec") {
+			if (protects || strings.Contains(at+".", ".tls.") || at == "spec.subjectAltNames") && !yield(at) {
+				return
+			}
+		}
+	}
 }
 
 // unprotected warns if there are security documents, but none of them is about the workload. Its labels or its namespace may be wrong, so

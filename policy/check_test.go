@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -114,6 +115,38 @@ func TestCheck_MistakesThatFollowFromOthers(t *testing.T) {
 	} {
 		if r := policy.Check([]policy.Source{{Name: "a.yaml", Data: []byte(tt.documents)}}, policy.Workload{}); len(r.Findings) != tt.want {
 			t.Errorf("%s: findings, want %d:\n%v", tt.name, tt.want, r.Findings)
+		}
+	}
+}
+
+// TestCheck_NullsThatWiden: a field without a value counts as absent, as in a cluster. Where that lets more in, there is a warning.
+func TestCheck_NullsThatWiden(t *testing.T) {
+	const access, widened = "{rules: [{%s}]}", "from: [{source: {namespaces: [a]}}], to: [{operation: {methods: [GET]}}]"
+	for _, tt := range []struct {
+		document string
+		want     []string // the fields that are warned of
+	}{
+		{authorizationPolicy("default", "a", fmt.Sprintf(access, "from: , to: [{operation: {methods: [GET]}}]")), []string{"spec.rules[0].from"}},
+		{authorizationPolicy("default", "a", fmt.Sprintf(access, "from: [{source: {principals: ~, namespaces: [a]}}], when: null")),
+			[]string{"spec.rules[0].from[0].source.principals", "spec.rules[0].when"}},
+		{authorizationPolicy("default", "a", "{selector: &a , action: *a, rules: [{"+widened+"}]}"), []string{"spec.selector", "spec.action"}},
+		{authorizationPolicy("default", "a", fmt.Sprintf(access, widened)), nil},
+		{peerAuthentication("default", "a", "{selector: {matchLabels: {app: order-service}}, mtls: }"), []string{"spec.mtls"}},
+		{destinationRule("name: a", "{host: a, exportTo: , trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}, tls: }}"), []string{"spec.trafficPolicy.tls"}},
+		{destinationRule("name: a", "{host: a, subsets: [{name: b, labels: , trafficPolicy: {tls: {mode: SIMPLE, sni: a, subjectAltNames: }}}]}"),
+			[]string{"spec.subsets[0].trafficPolicy.tls.subjectAltNames"}},
+		{"apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a}\n" +
+			"spec: {hosts: [a.example], addresses: , ports: [{number: 443, name: https, protocol: HTTPS}], resolution: DNS, subjectAltNames: }", []string{"spec.subjectAltNames"}},
+	} {
+		_, findings := compiled(t, tt.document)
+		var got []string
+		for _, f := range findings {
+			if strings.Contains(f.Message, "no value") {
+				got = append(got, f.Field)
+			}
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s\nwarns of %q, want %q: %v", tt.document, got, tt.want, findings)
 		}
 	}
 }

@@ -16,6 +16,8 @@ import (
 // lastApplied is the annotation in which kubectl stores a document as it was applied.
 const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
 
+const dropped = "the API server dropped this when the document was applied (%s): apply the corrected document, or remove the annotation %s if it is out of date"
+
 // pruned reports the fields that a document had when it was applied, but that the API server dropped because its schema does not have them. What
 // is left may mean something else: a rule with a misspelt "from" becomes one that matches all callers.
 func (c *compiler) pruned(doc *yamldoc.Document, r *reading) {
@@ -52,8 +54,12 @@ func (c *compiler) pruned(doc *yamldoc.Document, r *reading) {
 		if protects || r.kind == "DestinationRule" && strings.Contains(p.Path, ".tls.") {
 			report = doc.Errorf
 		}
-		report(p.Path, "the API server dropped this when the document was applied (%s): apply the corrected document, or remove the annotation %s if it is out of date",
-			p.Message, lastApplied)
+		report(p.Path, dropped, p.Message, lastApplied)
+	}
+	for at := range nulls(written, r.group, r.kind) {
+		if !doc.Has(at) && doc.Has(yamldoc.Parent(at)) {
+			doc.Warnf(at, dropped, "it has no value", lastApplied)
+		}
 	}
 }
 

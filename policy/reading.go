@@ -327,6 +327,9 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		return r
 	}
 	r.is = c.decode(doc, r)
+	for at := range nulls(doc, r.group, r.kind) {
+		doc.Warnf(at, null)
+	}
 	c.pruned(doc, r)
 	return r
 }

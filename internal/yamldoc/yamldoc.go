@@ -279,29 +279,46 @@ func (d *Document) IsText(path string) bool {
 // Paths yields the paths of all fields with this key, at any depth below path. It follows a limited number of aliases. It yields the path of
 // an alias that it does not follow, since there may be such a field in it.
 func (d *Document) Paths(path, key string) iter.Seq[string] {
+	return d.paths(path, func(name string, _ *yaml.Node) bool { return name == key })
+}
+
+// Nulls yields the paths of all fields that are null, at any depth below path. It follows aliases like [Document.Paths].
+func (d *Document) Nulls(path string) iter.Seq[string] {
+	if d.load(); d.root == nil || !anyNull(d.root) {
+		return func(func(string) bool) {}
+	}
+	return d.paths(path, func(_ string, value *yaml.Node) bool { return null(target(value)) })
+}
+
+func anyNull(node *yaml.Node) bool {
+	return null(node) || slices.ContainsFunc(node.Content, anyNull)
+}
+
+func (d *Document) paths(path string, wanted func(key string, value *yaml.Node) bool) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		if node := d.find(path); node != nil {
 			aliased := 0
-			paths(node, path, key, maxDepth, &aliased, yield)
+			paths(node, path, wanted, maxDepth, &aliased, yield)
 		}
 	}
 }
 
-func paths(node *yaml.Node, path, key string, depth int, aliased *int, yield func(string) bool) bool {
+func paths(node *yaml.Node, path string, wanted func(string, *yaml.Node) bool, depth int, aliased *int, yield func(string) bool) bool {
 	if depth == 0 {
 		return true
 	}
 	switch node.Kind {
 	case yaml.MappingNode:
 		for i := 0; i+1 < len(node.Content); i += 2 {
-			name, at := node.Content[i].Value, Key(path, node.Content[i].Value)
-			if name == key && !yield(at) || !paths(node.Content[i+1], at, key, depth-1, aliased, yield) {
+			key, value := node.Content[i].Value, node.Content[i+1]
+			at := Key(path, key)
+			if wanted(key, value) && !yield(at) || !paths(value, at, wanted, depth-1, aliased, yield) {
 				return false
 			}
 		}
 	case yaml.SequenceNode:
 		for i, element := range node.Content {
-			if !paths(element, Index(path, i), key, depth-1, aliased, yield) {
+			if !paths(element, Index(path, i), wanted, depth-1, aliased, yield) {
 				return false
 			}
 		}
@@ -309,7 +326,7 @@ func paths(node *yaml.Node, path, key string, depth int, aliased *int, yield fun
 		if *aliased++; *aliased > maxPathAliases {
 			return yield(path)
 		}
-		return paths(target(node), path, key, depth-1, aliased, yield)
+		return paths(target(node), path, wanted, depth-1, aliased, yield)
 	}
 	return true
 }
