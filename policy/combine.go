@@ -89,8 +89,8 @@ func (c *compiler) joint(host string, own, last *claim) *joint {
 	u, leads := c.plan.unit(own), own.leads()
 	u.profiles, u.splits = append(make([]*profile, 0, 1+len(leads)), of), append(make([]*split, 0, 1+len(leads)), divided)
 	for _, name := range leads {
-		u.profiles = append(u.profiles, c.profiles[name])
-		u.splits = append(u.splits, c.splits[c.plan.canonical(name)])
+		full := c.plan.canonical(name)
+		u.profiles, u.splits = append(u.profiles, c.profiles[full]), append(u.splits, c.splits[full])
 	}
 	with := c.known(host, &u, last)
 	if with == nil {
@@ -194,7 +194,8 @@ func (c *compiler) joins(own *claim) bool {
 	joins, known := c.leading[of]
 	if !known {
 		joins = slices.ContainsFunc(own.leads(), func(name string) bool {
-			return c.profiles[name] != nil || c.splits[c.plan.canonical(name)] != nil
+			full := c.plan.canonical(name)
+			return c.profiles[full] != nil || c.splits[full] != nil
 		})
 		c.leading[of] = joins
 	}
@@ -323,7 +324,7 @@ func (j *joiner) profile(s step) {
 	}
 	j.changed, j.last = true, profile
 	for _, d := range s.Destinations {
-		if b := (hostBudget{d.Target.Host, &profile.budget}); !profile.budget.Off && !slices.Contains(j.budgets, b) {
+		if b := (hostBudget{j.plan.canonical(d.Target.Host), &profile.budget}); !profile.budget.Off && !slices.Contains(j.budgets, b) {
 			j.budgets = append(j.budgets, b)
 		}
 	}

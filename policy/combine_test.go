@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
@@ -122,6 +123,30 @@ spec: {retryBudget: {retryRatio: RATIO, minRetriesPerSecond: 1, ttl: 10s}}
 		if got := plan.Cluster(route.Target{Host: "web.prod"}).RetryBudget; got != want {
 			t.Errorf("from %s: %+v, want %+v", namespace, got, want)
 		}
+	}
+}
+
+// TestProfile_ShortName: a VirtualService may leave out the domain of the cluster.
+func TestProfile_ShortName(t *testing.T) {
+	plan := compile(t, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web}
+spec: {hosts: [web], http: [{route: [{destination: {host: web.prod.svc}}]}]}
+---
+apiVersion: linkerd.io/v1alpha2
+kind: ServiceProfile
+metadata: {name: web.prod.svc.cluster.local, namespace: prod}
+spec:
+  routes: [{name: all, condition: {pathRegex: /.*}, timeout: 3s}]
+  retryBudget: {retryRatio: 0.5, minRetriesPerSecond: 1, ttl: 10s}
+`)
+	rule, _, ok := plan.Host("web").Routes.Match(&route.Request{Method: "GET", Path: "/", Port: 80})
+	if !ok || rule.Route.Timeout != 3*time.Second {
+		t.Errorf("the route is %+v, want the timeout of the profile", rule)
+	}
+	if got := plan.Cluster(rule.Route.Destinations[0].Target).RetryBudget; got.Ratio != 0.5 {
+		t.Errorf("the budget is %+v, want that of the profile", got)
 	}
 }
 
