@@ -165,32 +165,32 @@ func (c *compiler) authorizationPolicies() {
 	p.inbound = in
 }
 
-// unselected warns if the workload has no labels, but policies of its namespace select by labels: the process may just not know its labels,
-// so that a policy that should deny something does not apply. It reports whether it warned.
+// unselected warns if the workload has no labels, but policies that could be about it select by labels: the process may just not know its
+// labels, so that a policy that should deny something does not apply. It reports whether it warned.
 func (c *compiler) unselected() bool {
 	w := &c.plan.workload
 	if len(w.Labels) > 0 {
 		return false
 	}
-	warn := func(d *document, selector *istio.WorkloadSelector) bool {
-		if selector.Labels() == nil || d.namespace != w.Namespace {
+	warn := func(d *document, selector *istio.WorkloadSelector, everywhere string) bool {
+		if selector.Labels() == nil || d.namespace != w.Namespace && d.namespace != everywhere {
 			return false
 		}
 		d.Warnf("spec.selector", "does not apply to this process, and neither does any other policy that selects by labels, since it has none: set Labels in mesh.WithWorkload")
 		return true
 	}
 	for _, ap := range c.access {
-		if warn(ap.document, ap.is.is.Spec.Selector) {
+		if warn(ap.document, ap.is.is.Spec.Selector, w.RootNamespace) {
 			return true
 		}
 	}
 	for _, pa := range c.peers {
-		if warn(pa.document, pa.is.Spec.Selector) {
+		if warn(pa.document, pa.is.Spec.Selector, w.Namespace) { // one of the root namespace selects in that namespace only
 			return true
 		}
 	}
 	for _, ra := range c.tokens {
-		if warn(ra.document, ra.is.is.Spec.Selector) {
+		if warn(ra.document, ra.is.is.Spec.Selector, w.RootNamespace) {
 			return true
 		}
 	}

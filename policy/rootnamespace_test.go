@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -85,6 +86,35 @@ func TestRootNamespace_BadNames(t *testing.T) {
 		}
 		if report := policy.Check([]policy.Source{{}}, w); report.Findings.Err() == nil || len(report.InForce) != 1 {
 			t.Errorf("Check with the root namespace %q: %+v", name, report)
+		}
+	}
+}
+
+// What selects by labels in the root namespace could be about a process that does not know its labels, except PeerAuthentications, which select
+// there only.
+func TestRootNamespace_WithoutLabels(t *testing.T) {
+	const selector = "selector: {matchLabels: {app: a}}, "
+	tokens := "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: a, namespace: %s}\nspec: {" + selector +
+		"jwtRules: [{issuer: a, jwksUri: 'https://a.example/keys'}]}\n"
+	strict := peerAuthentication("shop", "strict", "{mtls: {mode: STRICT}}") // without it, nothing would protect the workload, and only that would be reported
+	for _, test := range []struct {
+		document  string
+		in        string
+		mayBeMine bool
+	}{
+		{authorizationPolicy("%s", "a", "{"+selector+"action: DENY, rules: [{}]}"), "shop", true},
+		{authorizationPolicy("%s", "a", "{"+selector+"action: DENY, rules: [{}]}"), "istio-system", true},
+		{authorizationPolicy("%s", "a", "{"+selector+"action: DENY, rules: [{}]}"), "other", false},
+		{tokens, "shop", true},
+		{tokens, "istio-system", true},
+		{tokens, "other", false},
+		{peerAuthentication("%s", "a", "{"+selector+"mtls: {mode: STRICT}}"), "shop", true},
+		{peerAuthentication("%s", "a", "{"+selector+"mtls: {mode: STRICT}}"), "istio-system", false},
+	} {
+		document := fmt.Sprintf(test.document, test.in)
+		_, findings := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(document + strict)}}, policy.Workload{Namespace: "shop"})
+		if got := strings.Contains(findings.Error(), "set Labels"); got != test.mayBeMine {
+			t.Errorf("%s\nin %s: a warning %v, want %v: %v", document, test.in, got, test.mayBeMine, findings)
 		}
 	}
 }
