@@ -12,7 +12,7 @@ import (
 
 // arrange sorts the documents in force by kind. Those that stand alone come last, in their own order.
 func (c *compiler) arrange() {
-	current := make([]*document, 0, len(c.alone))
+	current := empty(&c.room.current, len(c.alone))
 	restored := make(map[*piece]*document)
 	for _, p := range c.alone {
 		d := p.current()

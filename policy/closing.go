@@ -273,11 +273,9 @@ type fileHost struct{ file, host string }
 func (c *compiler) keepsRule(file, host string) bool {
 	if c.ruled == nil {
 		c.ruled = make(map[fileHost]bool)
-		for file, documents := range c.last.keptIn {
-			for _, d := range documents {
-				if rule, ok := d.is.(*destination); ok {
-					c.ruled[fileHost{file, rule.host}] = true
-				}
+		for d := range c.last.good() {
+			if rule, ok := d.is.(*destination); ok {
+				c.ruled[fileHost{d.file, rule.host}] = true
 			}
 		}
 	}

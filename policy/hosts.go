@@ -16,16 +16,14 @@ import (
 // hostMap is a map from hosts to values. Hosts may begin with a wildcard; the most specific one counts. Plans share what has not changed: see
 // share.
 type hostMap[T any] struct {
-	index map[string]int32 // where the values of the hosts of an earlier plan are
-	more  map[string]int32 // where those of other hosts are
-	exact []*T             // the values, nil for hosts of index that have none any more
-	wild  map[string]*T    // by what follows the star
-	ends  []int            // the lengths of the keys of wild, longest first
+	table[string, T]
+	wild map[string]*T // by what follows the star
+	ends []int         // the lengths of the keys of wild, longest first
 }
 
 // newHostMap returns an empty map that is about to have the hosts of last. Its values are in the memory of a room.
 func newHostMap[T any](last *hostMap[T], in *[]*T) hostMap[T] {
-	return hostMap[T]{index: last.index, exact: zeroed(in, len(last.index))}
+	return hostMap[T]{table: newTable(&last.table, in)}
 }
 
 // of returns the value of exactly this host or wildcard, or nil if it has none.
@@ -34,35 +32,6 @@ func (m *hostMap[T]) of(host string) *T {
 		return m.wild[end]
 	}
 	return m.plain(host)
-}
-
-// plain is of for a host that is not a wildcard.
-func (m *hostMap[T]) plain(host string) *T {
-	i, known := m.index[host]
-	if !known {
-		if i, known = m.more[host]; !known {
-			return nil
-		}
-	}
-	return m.exact[i]
-}
-
-// all yields the hosts that are not wildcards, in the order in which they were first added.
-func (m *hostMap[T]) all() iter.Seq2[string, *T] {
-	return func(yield func(string, *T) bool) {
-		hosts := make([]string, len(m.exact))
-		for host, i := range m.index {
-			hosts[i] = host
-		}
-		for host, i := range m.more {
-			hosts[i] = host
-		}
-		for i, value := range m.exact {
-			if value != nil && !yield(hosts[i], value) {
-				return
-			}
-		}
-	}
 }
 
 // add adds a value unless the host already has one. It returns the value of the host.
@@ -80,19 +49,7 @@ func (m *hostMap[T]) set(host string, value *T) {
 		m.setWild(end, value)
 		return
 	}
-	i, known := m.index[host]
-	if !known {
-		i, known = m.more[host]
-	}
-	if known {
-		m.exact[i] = value
-		return
-	}
-	if m.more == nil {
-		m.more = make(map[string]int32)
-	}
-	m.more[host] = int32(len(m.exact))
-	m.exact = append(m.exact, value)
+	m.put(host, value)
 }
 
 func (m *hostMap[T]) setWild(end string, value *T) {
@@ -105,37 +62,13 @@ func (m *hostMap[T]) setWild(end string, value *T) {
 	}
 }
 
-// share completes the map, and takes what is the same from the last plan. keep returns the value that a host keeps, which may be that of the last
-// plan. share reports whether all values are those of the last plan.
+// share is [table.share] for hosts, with and without wildcards.
 func (m *hostMap[T]) share(last *hostMap[T], keep func(last, now *T) *T) (unchanged bool) {
 	for end, now := range m.wild {
 		m.wild[end] = keep(last.wild[end], now)
 	}
-	for host, i := range m.more {
-		m.exact[i] = keep(last.plain(host), m.exact[i])
-	}
-	hosts := len(m.more)
-	for i, now := range m.exact[:len(m.index)] {
-		if now != nil {
-			m.exact[i] = keep(last.exact[i], now)
-			hosts++
-		}
-	}
-	unchanged = maps.Equal(m.wild, last.wild) && maps.Equal(m.more, last.more) && slices.Equal(m.exact, last.exact)
-	switch {
-	case unchanged:
-		m.exact, m.more = last.exact, last.more
-	case len(m.more) > hosts/16 || hosts < len(m.index)/2:
-		index, exact := make(map[string]int32, hosts), make([]*T, 0, hosts)
-		for host, value := range m.all() {
-			index[host] = int32(len(exact))
-			exact = append(exact, value)
-		}
-		m.index, m.more, m.exact = index, nil, exact
-	default:
-		m.exact = slices.Clone(m.exact)
-	}
-	return unchanged
+	unchanged = m.table.share(&last.table, keep)
+	return unchanged && maps.Equal(m.wild, last.wild)
 }
 
 // find returns the value of the most specific host that covers name, or nil if there is none.

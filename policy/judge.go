@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -71,7 +72,8 @@ func (p *piece) unknown() bool { return p.Failed() && (p.kind == "" || p.name ==
 
 // lineUp sorts the documents that stand alone, finds their last good versions, and refuses those with errors.
 func (c *compiler) lineUp() {
-	present := make(map[groupIdentity]bool)
+	c.alone = empty(&c.room.alone, len(c.pieces))
+	var unknown []*piece
 	for _, p := range c.pieces {
 		if !p.alone {
 			continue
@@ -79,21 +81,14 @@ func (c *compiler) lineUp() {
 		if p.unknown() {
 			c.guess(p)
 		}
-		if !p.unknown() {
-			present[p.key()] = true
-			if last := c.last.kept[p.key()]; last != nil && last.uid == p.uid {
-				p.last = last
-			}
+		if p.unknown() {
+			unknown = append(unknown, p)
+		} else if last := c.last.kept.plain(p.key()); last != nil && last.uid == p.uid {
+			p.last = last
 		}
 		c.alone = append(c.alone, p)
 	}
-	kept := make(map[string]bool) // by file
-	for _, p := range slices.Clone(c.alone) {
-		if p.unknown() && !kept[p.file] {
-			kept[p.file] = true
-			c.keepAll(p, present)
-		}
-	}
+	c.keepAll(unknown)
 	slices.SortStableFunc(c.alone, func(a, b *piece) int {
 		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name))
 	})
@@ -118,17 +113,49 @@ func (c *compiler) lineUp() {
 	}
 }
 
-// keepAll keeps the last good versions of all documents that the source had before, because p may be any of them.
-func (c *compiler) keepAll(p *piece, present map[groupIdentity]bool) {
-	for _, last := range c.last.keptIn[p.file] {
-		key := last.key()
-		if present[key] {
-			continue
+// keepAll keeps the last good versions of all documents that the sources of these pieces had before, because each may be any of them.
+func (c *compiler) keepAll(unknown []*piece) {
+	if len(unknown) == 0 {
+		return
+	}
+	present := make(map[groupIdentity]bool)
+	for _, p := range c.alone {
+		if !p.unknown() {
+			present[p.key()] = true
 		}
-		present[key] = true
-		kept := &piece{document: *last, source: p.source, alone: true, verdict: lastGood, last: last}
-		kept.Document, kept.refused = p.Document, &refused{problems: p.Problems, omitted: p.Omitted()}
-		c.alone, c.pieces = append(c.alone, kept), append(c.pieces, kept)
+	}
+	before := make(map[string][]*document) // by file
+	for last := range c.last.good() {
+		before[last.file] = append(before[last.file], last)
+	}
+	for _, p := range unknown {
+		for _, last := range before[p.file] {
+			key := last.key()
+			if present[key] {
+				continue
+			}
+			present[key] = true
+			kept := &piece{document: *last, source: p.source, alone: true, verdict: lastGood, last: last}
+			kept.Document, kept.refused = p.Document, &refused{problems: p.Problems, omitted: p.Omitted()}
+			c.alone, c.pieces = append(c.alone, kept), append(c.pieces, kept)
+		}
+		delete(before, p.file)
+	}
+}
+
+// good yields the last good versions of the documents that stand alone.
+func (p *Plan) good() iter.Seq[*document] {
+	return func(yield func(*document) bool) {
+		for d := range p.kept.values() {
+			if !yield(d) {
+				return
+			}
+		}
+		for _, d := range p.keptToo {
+			if !yield(d) {
+				return
+			}
+		}
 	}
 }
 
@@ -300,8 +327,7 @@ func (c *compiler) keep() {
 		return
 	}
 	plan, now := c.plan, time.Now()
-	plan.kept = make(map[groupIdentity]*document, len(c.alone))
-	plan.keptIn = make(map[string][]*document, len(c.last.keptIn))
+	plan.kept = newTable(&c.last.kept, &c.room.kept)
 	plan.refused = make(map[refusal]time.Time)
 	plan.unenforceable = make(map[string][]*joint)
 	for host, joints := range c.joints {
@@ -323,13 +349,16 @@ func (c *compiler) keep() {
 				since = now
 			}
 			plan.refused[at] = since
-			if last == nil || p.twin || plan.kept[p.key()] != nil { // the object has a better one
+			if last == nil || p.twin || plan.kept.plain(p.key()) != nil { // the object has a better one
 				continue
 			}
 		}
-		plan.kept[p.key()] = last
-		plan.keptIn[last.file] = append(plan.keptIn[last.file], last)
+		if other := plan.kept.plain(p.key()); other != nil && other.file != last.file {
+			plan.keptToo = append(plan.keptToo, other)
+		}
+		plan.kept.put(p.key(), last)
 	}
+	plan.kept.share(&c.last.kept, func(_, now *document) *document { return now })
 }
 
 // refusals adds the findings about the documents that stand alone and are refused.

@@ -114,10 +114,10 @@ type Plan struct {
 
 	inForce []int // the number of documents of each source that are in force
 
-	// About the documents that stand alone, for the next plan: the last good versions, by identity and by source, and the times since
-	// which documents are refused.
-	kept    map[groupIdentity]*document
-	keptIn  map[string][]*document
+	// About the documents that stand alone, for the next plan: the last good versions, those of the same identities from other sources, and the
+	// times since which documents are refused.
+	kept    table[groupIdentity, document]
+	keptToo []*document
 	refused map[refusal]time.Time
 
 	unenforceable map[string][]*joint // combinations of these documents that cannot be enforced, by host

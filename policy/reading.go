@@ -138,7 +138,7 @@ func (c *compiler) pack() {
 			s.pack(c.plan.words, d.Document)
 		}
 	}
-	for _, d := range c.plan.kept {
+	for d := range c.plan.good() {
 		d.Unload()
 	}
 }

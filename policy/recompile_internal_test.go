@@ -246,7 +246,7 @@ func TestRecompile_AloneIsCompile(t *testing.T) {
 			}
 			history := new(Plan)
 			if last != nil {
-				history = &Plan{workload: last.workload, kept: last.kept, keptIn: last.keptIn, refused: last.refused}
+				history = &Plan{workload: last.workload, kept: last.kept, keptToo: last.keptToo, refused: last.refused}
 			}
 			want, wantFindings := Recompile(history, sources, w)
 			got, gotFindings := Recompile(last, sources, w)

@@ -15,7 +15,9 @@ type room struct {
 	streams []yamldoc.Stream
 	slab    []piece
 	pieces  []*piece
+	alone   []*piece
 	inForce []*document
+	current []*document
 	counts  []int
 	first   map[uint64]*document
 	virtual []decoded[virtual]
@@ -27,6 +29,7 @@ type room struct {
 	claimed []*claim
 	entries []*entry
 	ports   []*served
+	kept    []*document
 	ruled   map[string]*[]*rules // by namespace
 }
 
@@ -54,7 +57,9 @@ func (r *rooms) give(used *room) {
 	clear(all(used.streams))
 	clear(all(used.slab))
 	clear(all(used.pieces))
+	clear(all(used.alone))
 	clear(all(used.inForce))
+	clear(all(used.current))
 	clear(used.first)
 	clear(all(used.virtual))
 	clear(all(used.rules))
@@ -63,6 +68,7 @@ func (r *rooms) give(used *room) {
 	clear(all(used.claimed))
 	clear(all(used.entries))
 	clear(all(used.ports))
+	clear(all(used.kept))
 	for _, values := range used.ruled {
 		clear(all(*values))
 	}
