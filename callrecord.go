@@ -68,11 +68,8 @@ func (r *callRecord) release(users int) {
 	if uint32(r.users.Add(-uint64(users))) != 0 {
 		return
 	}
-	o := r.mesh.observers
-	for i := range o {
-		if f := o[i].CallEnd; f != nil {
-			f(r.ctx, &r.Call)
-		}
+	for _, f := range r.mesh.calls.end {
+		f(r.ctx, &r.Call)
 	}
 	if len(r.copied) > mostHeaders {
 		r.copied = nil
@@ -104,10 +101,8 @@ func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.C
 	r.Start, r.Mirror, r.GRPCStatus, r.Telemetry = start.Start, start.Mirror, -1, m.engine.Plan().Telemetry()
 	r.mesh, r.ctx = m, ctx
 	r.users.Add(oneCall)
-	for i := range m.observers {
-		if f := m.observers[i].CallStart; f != nil {
-			r.ctx = f(r.ctx, &r.Call)
-		}
+	for _, f := range m.calls.start {
+		r.ctx = f(r.ctx, &r.Call)
 	}
 	return r.ctx, r
 }
@@ -129,11 +124,8 @@ func (r *callRecord) Message(ticket uint64, sent bool) {
 	defer r.release(1)
 	r.last.RLock()
 	defer r.last.RUnlock()
-	o := r.mesh.observers
-	for i := range o {
-		if f := o[i].CallMessage; f != nil {
-			f(r.ctx, &r.Call, sent)
-		}
+	for _, f := range r.mesh.calls.message {
+		f(r.ctx, &r.Call, sent)
 	}
 }
 
@@ -203,12 +195,9 @@ func (a *attemptRecord) begin(ctx context.Context, header map[string][]string, s
 	locked := r.lock()
 	r.Last = &a.Attempt
 	r.unlock(locked)
-	o := r.mesh.observers
-	for i := range o {
-		if f := o[i].AttemptStart; f != nil {
-			a.ctx = f(a.ctx, &a.Attempt)
-			a.Header = sent.Header()
-		}
+	for _, f := range r.mesh.calls.attemptStart {
+		a.ctx = f(a.ctx, &a.Attempt)
+		a.Header = sent.Header()
 	}
 	if a == &r.first {
 		r.begun = true
@@ -259,10 +248,7 @@ func (a *attemptRecord) End(end engine.AttemptEnd) {
 	locked := a.call.lock()
 	a.PeerID, a.Status, a.GRPCStatus, a.Err, a.Duration = end.PeerID, end.Status, end.GRPCStatus, end.Err, end.Duration
 	a.call.unlock(locked)
-	o := a.call.mesh.observers
-	for i := range o {
-		if f := o[i].AttemptEnd; f != nil {
-			f(a.ctx, &a.Attempt)
-		}
+	for _, f := range a.call.mesh.calls.attemptEnd {
+		f(a.ctx, &a.Attempt)
 	}
 }

@@ -77,7 +77,7 @@ func TestAMessageOfACallThatHasEnded(t *testing.T) {
 func TestAnAttemptWhoseObserverPanics(t *testing.T) {
 	var o told
 	m := o.mesh(t)
-	m.observers[0].AttemptStart = func(context.Context, *Attempt) context.Context { panic("observer") }
+	m.calls.attemptStart[0] = func(context.Context, *Attempt) context.Context { panic("observer") }
 	ctx, call := m.callStart(t.Context(), engine.CallStart{})
 	func() {
 		defer func() { _ = recover() }()

@@ -21,6 +21,7 @@ import (
 // Mesh enforces a set of documents on the calls of a process. [New] makes one; it is safe for concurrent use.
 type Mesh struct {
 	observers     observers
+	calls         callFuncs       // of the observers
 	connsObserved bool            // some observer follows raw connections
 	workload      policy.Workload // documents are compiled for it
 	identity      *tlsid.Keeper   // nil without one

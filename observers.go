@@ -17,16 +17,48 @@ import (
 // observers are called in the order in which the program gave them.
 type observers []Observer
 
+// callFuncs are the functions of all observers that are told of calls.
+type callFuncs struct {
+	start        []func(context.Context, *Call) context.Context
+	end          []func(context.Context, *Call)
+	message      []func(context.Context, *Call, bool)
+	attemptStart []func(context.Context, *Attempt) context.Context
+	attemptEnd   []func(context.Context, *Attempt)
+}
+
+func (o observers) callFuncs() callFuncs {
+	var c callFuncs
+	for i := range o {
+		if f := o[i].CallStart; f != nil {
+			c.start = append(c.start, f)
+		}
+		if f := o[i].CallEnd; f != nil {
+			c.end = append(c.end, f)
+		}
+		if f := o[i].CallMessage; f != nil {
+			c.message = append(c.message, f)
+		}
+		if f := o[i].AttemptStart; f != nil {
+			c.attemptStart = append(c.attemptStart, f)
+		}
+		if f := o[i].AttemptEnd; f != nil {
+			c.attemptEnd = append(c.attemptEnd, f)
+		}
+	}
+	return c
+}
+
 // hooks returns the hooks that the engine calls.
 func (m *Mesh) hooks() engine.Hooks {
 	o := m.observers
+	m.calls = o.callFuncs()
 	h := engine.Hooks{
 		Error: newError, Ejection: o.ejection, CircuitChanged: o.circuitChanged, EndpointsChanged: o.endpointsChanged,
 		DiscoveryFailed: o.discoveryFailed, MirrorDropped: o.mirrorDropped,
 	}
-	h.Headers = slices.ContainsFunc(o, func(o Observer) bool { return o.AttemptStart != nil || o.AttemptEnd != nil })
-	h.Messages = slices.ContainsFunc(o, func(o Observer) bool { return o.CallMessage != nil })
-	if h.Headers || h.Messages || slices.ContainsFunc(o, func(o Observer) bool { return o.CallStart != nil || o.CallEnd != nil }) {
+	h.Headers = m.calls.attemptStart != nil || m.calls.attemptEnd != nil
+	h.Messages = m.calls.message != nil
+	if h.Headers || h.Messages || m.calls.start != nil || m.calls.end != nil {
 		h.Call = m.callStart
 	}
 	return h
