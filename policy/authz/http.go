@@ -122,6 +122,9 @@ func NewRequest(r *http.Request, principal string, trustedHops int) Request {
 // parseAddr is netip.ParseAddrPort, except that it returns the zero value for text that is not an address with a port, such as that of
 // a Unix socket. It takes less of the stack, which often has to grow otherwise: HTTP/2 serves each request on a new goroutine.
 func parseAddr(s string) netip.AddrPort {
+	if addr, ok := parseAddr4(s); ok {
+		return addr
+	}
 	colon := strings.LastIndexByte(s, ':')
 	if colon < 0 {
 		return netip.AddrPort{}
@@ -139,6 +142,30 @@ func parseAddr(s string) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(addr.Unmap(), uint16(port))
+}
+
+// parseAddr4 is parseAddr for what nearly all servers get: an IPv4 address and a port, as package net writes them. It takes a quarter of the
+// instructions.
+func parseAddr4(s string) (netip.AddrPort, bool) {
+	const most = 1<<16 - 1
+	var addr [4]byte
+	part, field, digits := 0, 0, 0
+	for i := range len(s) {
+		c := s[i]
+		switch d := int(c - '0'); {
+		case d <= 9 && field <= most/10 && (digits == 0 || field > 0):
+			field, digits = 10*field+d, digits+1
+		case digits > 0 && field <= 255 && (c == '.' && part < 3 || c == ':' && part == 3):
+			addr[part] = byte(field)
+			part, field, digits = part+1, 0, 0
+		default:
+			return netip.AddrPort{}, false
+		}
+	}
+	if part < 4 || digits == 0 || field > most {
+		return netip.AddrPort{}, false
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4(addr), uint16(field)), true
 }
 
 // remoteAddr returns the address of the client by the values of x-forwarded-for, as NewRequest documents it.
