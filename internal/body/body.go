@@ -30,6 +30,7 @@ const (
 	closing  = 1 << iota // Close was called
 	ended                // End was called, or is about to be
 	counting             // the bytes are counted
+	complete             // see Complete
 	oneByte              // the unit of the count
 )
 
@@ -39,11 +40,15 @@ func (r *Reader) Count() { r.state.Or(counting) }
 // Bytes returns the number of bytes that were read, if Count was called.
 func (r *Reader) Bytes() int64 { return int64(r.state.Load() / oneByte) }
 
+// Complete reports whether the body was read to its end, or there is none.
+func (r *Reader) Complete() bool { return r.state.Load()&complete != 0 }
+
 // Attach puts r in front of resp.Body. The call of a response without a body ends before Attach returns. A body that is also an
 // io.Writer (101 Switching Protocols) remains one, and can be half-closed. r must not be attached twice.
 func (r *Reader) Attach(resp *http.Response, end Ender) {
 	r.rc, r.end = resp.Body, end
 	if resp.Body == nil || resp.Body == http.NoBody {
+		r.state.Or(complete)
 		r.finish(nil)
 		return
 	}
@@ -64,6 +69,9 @@ func (r *Reader) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 	case err == io.EOF:
+		if state&(ended|complete) == 0 {
+			r.state.Or(complete)
+		}
 		r.finish(nil)
 	case state&closing == 0:
 		r.finish(err)

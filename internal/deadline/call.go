@@ -135,6 +135,17 @@ func (c *Call) Received(err error) error {
 	return err
 }
 
+// Lend lets the context of the call use a signal: see [Context.Lend].
+func (c *Call) Lend(from *Signals) { c.ctx.Lend(from) }
+
+// Finish ends a call as [Context.Finish] does.
+func (c *Call) Finish() {
+	if c.Began() {
+		c.idle.stop()
+		c.ctx.Finish()
+	}
+}
+
 func (c *Call) stall() {
 	c.ctx.End(&c.idle.exceeded)
 }

@@ -1,6 +1,7 @@
 package deadline
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"sync/atomic"
@@ -19,7 +20,10 @@ type Context struct {
 	ofCall   bool         // tries may follow it; see StartTry
 	follows  bool         // it is a try that ends with its call at the latest
 	canceled bool         // guarded by mu
+	spent    bool         // guarded by mu: the child has ended, or is about to
+	orphan   bool         // guarded by mu: the end of the parent has spent a signal
 	live     atomic.Bool  // child and cancel are set
+	released atomic.Bool  // the child is that of a signal that was given back
 	state    atomic.Int32 // one of the states below, changed with mu held
 
 	mu      sync.Mutex      // if that of a call and that of its try are held, the latter was locked first
@@ -29,6 +33,10 @@ type Context struct {
 	at      time.Time     // when the limit is exceeded; unused while paused
 	left    time.Duration // what remains of the limit while paused or uploading, and at first, after [Call.BeginAt]
 	stalled *Error        // set if SendIdle ended the context
+
+	lender *Signals    // nil unless c may use a signal
+	signal *signal     // whose context is the child; nil if c has a child and a timer of its own
+	detach func() bool // stops watching the parent for the signal; nil if that never ends
 
 	whole *Context                // of a try that ends with its call: the call; see StartTry
 	try   atomic.Pointer[Context] // of a call that such a try follows
@@ -112,8 +120,8 @@ func (c *Context) part() {
 	c.begin()
 	try.mu.Lock()
 	defer try.mu.Unlock()
-	if try.whole = nil; try.timer != nil && try.state.Load() == stopped {
-		try.timer.Stop()
+	if try.whole = nil; try.state.Load() == stopped {
+		try.haltLocked()
 	}
 }
 
@@ -130,6 +138,10 @@ func (c *Context) begin() {
 	} else if c.whole != nil {
 		parent = c.whole.parent
 	}
+	defer c.live.Store(true)
+	if c.borrowLocked(parent) {
+		return
+	}
 	c.child, c.cancel = context.WithCancelCause(parent)
 	if at, ok := c.endLocked(); c.canceled {
 		c.cancel(nil)
@@ -138,7 +150,6 @@ func (c *Context) begin() {
 	} else if ok {
 		c.timer = time.AfterFunc(left, c.expire)
 	}
-	c.live.Store(true)
 }
 
 // endLocked returns when c is to end. It reports false if there is no such time, as during a pause.
@@ -172,11 +183,12 @@ func (c *Context) expireLocked() *Error {
 func (c *Context) expire() {
 	c.mu.Lock()
 	at, ok := c.endLocked()
-	left := time.Until(at)
-	if !ok || left > 0 {
-		if ok && !c.canceled {
-			c.timer.Reset(left) // for the end of the call, if this was that of its try
-		}
+	if !ok || c.canceled {
+		c.mu.Unlock()
+		return
+	}
+	if left := time.Until(at); left > 0 {
+		c.resetLocked(left) // for the end of the call, if this was that of its try
 		c.mu.Unlock()
 		return
 	}
@@ -185,14 +197,34 @@ func (c *Context) expire() {
 	c.End(cause)
 }
 
+// resetLocked sets the timer, which c must have.
+func (c *Context) resetLocked(after time.Duration) {
+	if c.signal != nil {
+		c.signal.set(time.Now().Add(after))
+		return
+	}
+	c.timer.Reset(after)
+}
+
 // End ends c, and the try that follows it.
 func (c *Context) End(cause error) {
 	if !c.live.Load() {
 		c.begin()
 	}
-	c.cancel(cause)
+	c.endChild(cause)
 	if try := c.try.Load(); try != nil {
 		try.End(cause)
+	}
+}
+
+// endChild ends the child, unless another context has it by now.
+func (c *Context) endChild(cause error) {
+	c.mu.Lock()
+	ours := !c.released.Load()
+	c.spent = c.spent || ours
+	c.mu.Unlock()
+	if ours {
+		c.cancel(cause)
 	}
 }
 
@@ -209,7 +241,7 @@ func (c *Context) Stop() bool {
 	case expired:
 		return false
 	case running:
-		if c.whole != nil && c.timer != nil {
+		if c.whole != nil && c.live.Load() {
 			break // it runs on for the end of the call
 		}
 		if !c.haltLocked() {
@@ -224,7 +256,12 @@ func (c *Context) Stop() bool {
 
 // haltLocked stops the timer. It reports false if the time is up.
 func (c *Context) haltLocked() bool {
-	if c.timer != nil {
+	switch {
+	case c.released.Load():
+		return false
+	case c.signal != nil:
+		return c.signal.halt()
+	case c.timer != nil:
 		return c.timer.Stop()
 	}
 	return time.Until(c.at) > 0
@@ -235,17 +272,28 @@ func (c *Context) Cancel() {
 	if try := c.try.Load(); try != nil {
 		try.Cancel()
 	}
+	if c.released.Load() {
+		return
+	}
 	c.mu.Lock()
 	c.canceled = true
 	if c.state.Load() != expired {
 		c.state.Store(stopped)
 	}
-	if c.timer != nil {
+	switch {
+	case c.released.Load(): // another context has the timer
+	case c.signal != nil:
+		c.signal.close()
+	case c.timer != nil:
 		c.timer.Stop()
 	}
+	detach := c.detach
 	c.mu.Unlock()
+	if detach != nil {
+		detach()
+	}
 	if c.live.Load() {
-		c.cancel(nil)
+		c.endChild(nil)
 	}
 }
 
@@ -310,8 +358,8 @@ func (c *Context) setLocked(state int32, after time.Duration) {
 	c.state.Store(state)
 	c.at = time.Now().Add(after)
 	switch {
-	case c.timer != nil:
-		c.timer.Reset(after)
+	case c.timer != nil || c.signal != nil:
+		c.resetLocked(after)
 	case c.live.Load():
 		c.timer = time.AfterFunc(after, c.expire)
 	}
@@ -329,6 +377,9 @@ func (c *Context) Exceeded() error {
 		return nil
 	}
 	cause := context.Cause(c.waited())
+	if c.released.Load() {
+		return nil
+	}
 	if cause == error(&c.exceeded) {
 		return &c.exceeded
 	}
@@ -384,11 +435,17 @@ func (c *Context) Err() error {
 		return nil
 	}
 	err := c.waited().Err()
+	if c.released.Load() {
+		return context.Canceled
+	}
 	if err == nil {
 		return nil
 	}
 	if _, limit := context.Cause(c.child).(*Error); limit {
 		return context.DeadlineExceeded
+	}
+	if c.signal != nil {
+		return cmp.Or(c.parentErr(), err)
 	}
 	return err
 }
@@ -399,7 +456,10 @@ func (c *Context) Value(key any) any {
 	case key == (clockKey{}):
 		return c
 	case c.live.Load():
-		return c.child.Value(key) // package context asks it for the cause
+		// Package context asks it for the cause, and a signal knows nothing else.
+		if v := c.child.Value(key); v != nil || c.signal == nil {
+			return v
+		}
 	}
 	return c.parent.Value(key)
 }

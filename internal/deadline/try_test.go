@@ -89,6 +89,12 @@ func TestTry_WhoeverWaits(t *testing.T) {
 			"nobody":           func(context.Context, context.Context) {},
 			"the try":          func(_, try context.Context) { try.Done() },
 			"the try, then it": func(call, try context.Context) { try.Done(); call.Done() },
+			"the try, with a signal that an earlier call has used": func(_, try context.Context) {
+				var signals deadline.Signals
+				use(context.Background(), &signals, time.Duration(1+seed%40)*time.Second)
+				try.(*deadline.Context).Lend(&signals)
+				try.Done()
+			},
 		} {
 			if got := script(t, seed, wait); got != want {
 				t.Fatalf("seed %d, %s waits:\n%s\nif both wait:\n%s", seed, name, got, want)

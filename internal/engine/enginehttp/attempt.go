@@ -6,6 +6,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/outgoing"
@@ -68,6 +69,9 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 			ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
 		})
 	}
+	if resp.ProtoMajor != 1 && req.Body != nil && req.Body != http.NoBody {
+		c.lent = false // a server may answer before it has taken the whole body, which then waits for the end of the context
+	}
 	t.watch(resp, n)
 	return resp, nil
 }
@@ -126,7 +130,25 @@ func (c *call) exchange(req *http.Request, t *try) (*http.Response, error) {
 	if replaced := c.Engine().Template().Replaced(); replaced != nil {
 		return replaced.RoundTrip(req)
 	}
+	if limits := c.Limits(); limits != nil && limits.Began() && !c.Observed() && c.tries == 1 {
+		c.lend(t.Connections().Signals())
+	}
 	return t.Connections().RoundTrip(req, req != c.req && req != c.out)
+}
+
+// lend lends the context of the only attempt so far what it needs. Nobody but net/http waits for that context while the attempt is under
+// way, and at the end of the response net/http has no use for it any more.
+func (c *call) lend(from *deadline.Signals) {
+	if c.limited == nil {
+		if c.lent = !caller.ToWatch(c.req); c.lent {
+			c.Limits().Lend(from)
+		}
+		return
+	}
+	if first := &c.limited.first.Context; first.Follows() {
+		c.lent = true
+		first.Lend(from)
+	}
 }
 
 // End implements body.Ender: it reports the outcome of the attempt.

@@ -77,6 +77,7 @@ type call struct {
 	tries    int32          // attempts begun
 	status   int16          // of the response that the caller got
 	answered bool           // by a server, not by this process
+	lent     bool           // see lend
 
 	limited   *limited     // nil without limits
 	inner     *body.Reader // of the first attempt
@@ -259,6 +260,9 @@ func (c *call) end(err error) {
 		if code, ok := grpcCode(c.resp); ok {
 			c.GRPC(code)
 		}
+	}
+	if c.lent && c.tries == 1 && err == nil && c.outer.Complete() {
+		c.Limits().Finish()
 	}
 	var last *engine.Attempt
 	if c.tries == 1 {

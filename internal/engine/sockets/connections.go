@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
@@ -272,6 +273,9 @@ func (c *Connections) Connect(ctx context.Context) (_ net.Conn, expires time.Tim
 	}
 	return secure, expires, nil
 }
+
+// Signals returns those of the destination, for the contexts of calls.
+func (c *Connections) Signals() *deadline.Signals { return &c.socket.owner.Signals }
 
 // Secured reports whether this process adds TLS.
 func (c *Connections) Secured() bool { return c.socket.config != nil }

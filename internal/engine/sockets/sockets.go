@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/originate"
 	"github.com/nosidecar/mesh/internal/smallmap"
 	"github.com/nosidecar/mesh/policy"
@@ -25,6 +26,9 @@ type Set struct {
 
 	// Multiplexed says that the endpoints speak HTTP/2, so that calls share connections.
 	Multiplexed atomic.Bool
+
+	// Signals are used by one call after another.
+	Signals deadline.Signals
 
 	from        *Template
 	template    *http.Transport        // of from

@@ -1,0 +1,218 @@
+package deadline
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Signals has what contexts need to tell net/http of their end, for later calls to use again. See [Context.Lend]. The zero value is ready for
+// use. It must not be copied after that, and is safe for concurrent use.
+type Signals struct {
+	mu   sync.Mutex
+	free []*signal // the last one was used last
+}
+
+// mostFree is how many signals are kept for a burst of calls.
+const mostFree = 256
+
+// signal is a context without a parent, and a timer. The context has its channel and its list of children already. The timer runs on
+// when a call ends in time, and notices by itself that it is early for the next one. So most calls set no timer, and stop none.
+type signal struct {
+	from   *Signals
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	gone   func() // parentGone
+
+	mu      sync.Mutex      // may be locked while that of a Context is held
+	owner   *Context        // nil if it is free
+	parent  context.Context // whose end is the owner's, too
+	wanted  bool            // owner is to end at a time
+	at      time.Time       // when, if wanted
+	timer   *time.Timer
+	running bool // the timer will fire
+	fires   time.Time
+}
+
+// take returns a signal for owner, a child of parent.
+func (f *Signals) take(owner *Context, parent context.Context) *signal {
+	var s *signal
+	f.mu.Lock()
+	if n := len(f.free) - 1; n >= 0 {
+		s = f.free[n]
+		f.free[n] = nil
+		f.free = f.free[:n]
+	}
+	f.mu.Unlock()
+	if s == nil {
+		s = &signal{from: f}
+		s.ctx, s.cancel = context.WithCancelCause(context.Background())
+		s.gone = s.parentGone
+	}
+	s.mu.Lock()
+	s.owner, s.parent = owner, parent
+	s.mu.Unlock()
+	return s
+}
+
+// giveBack ends the use of a signal that was not cancelled.
+func (s *signal) giveBack() {
+	s.mu.Lock()
+	s.owner, s.parent, s.wanted = nil, nil, false
+	s.mu.Unlock()
+	f := s.from
+	f.mu.Lock()
+	kept := len(f.free) < mostFree
+	if kept {
+		f.free = append(f.free, s)
+	}
+	f.mu.Unlock()
+	if !kept {
+		s.close()
+	}
+}
+
+// close ends the use of a signal that is not kept.
+func (s *signal) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wanted, s.running = false, false
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+}
+
+// forget lets go of a free signal.
+func (f *Signals) forget(s *signal) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i := slices.Index(f.free, s); i >= 0 {
+		f.free = slices.Delete(f.free, i, i+1)
+	}
+}
+
+// set has the owner end at a time.
+func (s *signal) set(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wanted, s.at = true, at
+	if s.running && !at.Before(s.fires) {
+		return
+	}
+	if left := time.Until(at); s.timer == nil {
+		s.timer = time.AfterFunc(left, s.expire)
+	} else {
+		s.timer.Reset(left)
+	}
+	s.running, s.fires = true, at
+}
+
+// halt undoes set. It reports false if that is not in force, or comes too late.
+func (s *signal) halt() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	halted := s.wanted
+	s.wanted = false
+	return halted
+}
+
+// expire runs when the timer fires.
+func (s *signal) expire() {
+	s.mu.Lock()
+	owner, due := s.owner, s.wanted
+	if due {
+		if left := time.Until(s.at); left > 0 { // it was set for an earlier call
+			s.timer.Reset(left)
+			s.fires = s.at
+			s.mu.Unlock()
+			return
+		}
+	}
+	s.running, s.wanted = false, false
+	s.mu.Unlock()
+	switch {
+	case owner == nil: // for as long as a call may take
+		s.from.forget(s)
+	case due:
+		owner.expire()
+	}
+}
+
+// parentGone runs when the parent of the owner has ended.
+func (s *signal) parentGone() {
+	s.mu.Lock()
+	owner, parent := s.owner, s.parent
+	s.mu.Unlock()
+	if owner == nil {
+		return
+	}
+	owner.mu.Lock()
+	owner.orphan = !owner.spent
+	owner.mu.Unlock()
+	owner.End(context.Cause(parent))
+}
+
+// parentErr returns the error of the parent if that has ended c, which the context of the signal does not know, and nil otherwise.
+func (c *Context) parentErr() error {
+	c.mu.Lock()
+	s := c.signal
+	if !c.orphan {
+		s = nil
+	}
+	c.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.parent.Err()
+}
+
+// Lend lets c use a signal, which a later call uses again after Finish. It is for a context that only net/http waits for, and is called before
+// that begins to: what waits for c after Finish, or is derived from it, may miss its end, or see that of the later call.
+func (c *Context) Lend(from *Signals) { c.lender = from }
+
+// Finish is Cancel at a time at which net/http has done everything for a call that there was to do.
+func (c *Context) Finish() {
+	if try := c.try.Load(); try != nil {
+		try.Finish()
+	}
+	c.mu.Lock()
+	s, detach := c.signal, c.detach
+	c.mu.Unlock()
+	if s == nil || detach != nil && !detach() || !c.release() {
+		c.Cancel()
+		return
+	}
+	s.giveBack()
+}
+
+// release ends a context without cancelling its signal. It reports false if that is cancelled.
+func (c *Context) release() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.spent || c.canceled || c.state.Load() == expired {
+		return false
+	}
+	c.canceled = true
+	c.state.Store(stopped)
+	c.released.Store(true)
+	return true
+}
+
+// borrowLocked takes a signal, if c may use one and its parent has not ended.
+func (c *Context) borrowLocked(parent context.Context) bool {
+	if c.lender == nil || c.canceled || parent.Err() != nil {
+		return false
+	}
+	s := c.lender.take(c, parent)
+	c.child, c.cancel, c.signal = s.ctx, s.cancel, s
+	if at, ok := c.endLocked(); ok {
+		s.set(at)
+	}
+	if parent.Done() != nil {
+		c.detach = context.AfterFunc(parent, s.gone)
+	}
+	return true
+}

@@ -1,0 +1,79 @@
+//go:build !race
+
+// The race detector makes sync.Pool, which holds ended calls, drop what it is given.
+
+package mesh_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+)
+
+// Over a real connection, timeouts make net/http wait for a context. What that needs is there from earlier calls.
+func TestAllocationsOfTimeouts(t *testing.T) {
+	noLeaks(t)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }))
+	srv.Config.Protocols = new(http.Protocols)
+	srv.Config.Protocols.SetHTTP1(true)
+	srv.Config.Protocols.SetUnencryptedHTTP2(true)
+	srv.Start()
+	defer srv.Close()
+	var registry discovery.Memory
+	registry.Set("user-service", endpointOf(t, srv.Listener.Addr().String()))
+	parent, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for _, protocol := range []string{"", "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: user-service}\n" +
+		"spec: {host: user-service, trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}}\n"} {
+		var allocs []float64
+		for _, timeouts := range [][2]string{{"", ""}, {"", "timeout: 5s"}, {", perTryTimeout: 2s", "timeout: 5s"}} {
+			m, err := mesh.New(t.Context(), mesh.WithDiscovery(&registry), mesh.WithPolicy(policy.Source{Name: "routes.yaml", Data: fmt.Appendf(nil, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: user-service}
+spec:
+  hosts: [user-service]
+  http:
+  - route: [{destination: {host: user-service}}]
+    retries: {attempts: 2%s}
+    %s
+%s`, timeouts[0], timeouts[1], protocol)}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			req, err := http.NewRequestWithContext(parent, http.MethodGet, "http://user-service/", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rt, buf := m.Transport(), make([]byte, 512)
+			allocs = append(allocs, testing.AllocsPerRun(500, func() {
+				resp, err := rt.RoundTrip(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for err == nil {
+					_, err = resp.Body.Read(buf)
+				}
+				if resp.Body.Close(); err != io.EOF {
+					t.Error(err)
+				}
+			}))
+		}
+		t.Logf("allocations per call with both ends: %v", allocs)
+		// The limits, the two parts of the header that tells the server of them, and one for that header at the server; two to hear of the end
+		// of the caller's context. Then the request and the reader of its body, unless there is a limit per try, too.
+		for i, most := range []float64{8, 6} {
+			if more := allocs[i+1] - allocs[0]; more > most {
+				t.Errorf("%v allocations per call more with timeouts, want at most %v: %v", more, most, allocs)
+			}
+		}
+	}
+}
