@@ -199,13 +199,13 @@ func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 	b.mu.Lock()
 	order, missing := b.lookLocked(endpoints, fresh)
 	for len(missing) > 0 {
-		states, learned := b.newStates(len(missing), len(endpoints))
+		states := b.newStates(len(missing), len(endpoints))
 		b.mu.Unlock() // Attach is the caller's code
 		if fresh == nil {
 			fresh = make(map[address]*Host, len(missing))
 		}
 		for k, i := range missing {
-			fresh[addressOf(&endpoints[i])] = b.newHost(&endpoints[i], states[k], learned[k])
+			fresh[addressOf(&endpoints[i])] = b.newHost(&endpoints[i], states[k])
 		}
 		b.mu.Lock()
 		order, missing = b.lookLocked(endpoints, fresh)

@@ -12,9 +12,11 @@ import (
 
 // Host is one endpoint in a [Balancer], with its state. Its methods are safe for concurrent use.
 type Host struct {
+	// A pick by PeakEWMA and its end need nothing but these, and what was learned, before them in the same cache line.
 	state    *atomic.Uint64
 	balancer *Balancer
 	learned  *learned // only for PeakEWMA
+
 	id       string
 	value    any
 	endpoint atomic.Pointer[discovery.Endpoint]
@@ -42,24 +44,13 @@ const (
 	calls   = unwanted - 1
 )
 
-// newStates returns the states of n new hosts in a set of the given size, and what is learned of them if the algorithm learns. The hosts of
-// a small set get a cache line each, because processors would contend for it.
-func (b *Balancer) newStates(n, size int) ([]*atomic.Uint64, []*learned) {
-	states, all := make([]*atomic.Uint64, n), make([]*learned, n)
+// newStates returns the states of n new hosts in a set of the given size, unless they are part of what is learned of the hosts. The hosts
+// of a small set get a cache line each, because processors would contend for it.
+func (b *Balancer) newStates(n, size int) []*atomic.Uint64 {
+	states := make([]*atomic.Uint64, n)
 	const small = 256
 	switch {
-	case b.cfg.Algorithm == PeakEWMA && size > small:
-		dense := make([]learned, n)
-		for i := range all {
-			all[i] = &dense[i]
-		}
 	case b.cfg.Algorithm == PeakEWMA:
-		for i := range all {
-			all[i] = &new(struct {
-				learned
-				_ [32]byte
-			}).learned
-		}
 	case size > small:
 		dense := make([]atomic.Uint64, n)
 		for i := range states {
@@ -73,17 +64,22 @@ func (b *Balancer) newStates(n, size int) ([]*atomic.Uint64, []*learned) {
 			}).Uint64
 		}
 	}
-	for i, l := range all {
-		if l != nil {
-			states[i] = &l.state
-		}
-	}
-	return states, all
+	return states
 }
 
-func (b *Balancer) newHost(e *discovery.Endpoint, state *atomic.Uint64, learned *learned) *Host {
-	h := &Host{state: state, learned: learned, balancer: b, id: e.ID()}
-	state.Or(aside) // until it is in the set
+func (b *Balancer) newHost(e *discovery.Endpoint, state *atomic.Uint64) *Host {
+	var h *Host
+	if state != nil {
+		h = &Host{state: state}
+	} else {
+		both := new(struct {
+			learned
+			Host
+		})
+		h, both.Host.state, both.Host.learned = &both.Host, &both.learned.state, &both.learned
+	}
+	h.balancer, h.id = b, e.ID()
+	h.state.Or(aside) // until it is in the set
 	if b.outliers != nil {
 		b.outliers.add(h)
 	}

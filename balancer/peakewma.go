@@ -8,13 +8,10 @@ import (
 
 // peakEWMA compares latency times calls in flight. What was learned of an endpoint is forgotten with time, so that one that was slow is tried
 // again eventually. That needs no probing at a fixed rate, which would add up to load with many clients.
-type peakEWMA struct {
-	*sampler
-	learned []*learned // of hosts
-}
+type peakEWMA struct{ *sampler }
 
-// learned is what picks look at, in one cache line: the calls in flight on a host, and the answers that it gave. Latency is the time that was
-// waited, for each answer. Two fields that are read while they are written may not belong together, which does no harm.
+// learned is what picks look at, in one cache line with the beginning of its Host: the calls in flight, and the answers that it gave. Latency
+// is the time that was waited, for each answer. Two fields that are read while they are written may not belong together, which does no harm.
 type learned struct {
 	state   atomic.Uint64 // see Host.state
 	answers atomic.Uint64 // see answers
@@ -59,11 +56,14 @@ const (
 type candidate struct {
 	host    int
 	state   uint64
-	latency float64 // to expect
+	answers // with the one that is assumed
 }
 
+// cost is what grows with the time that one more call is expected to take there: with latency times calls in flight.
+func (c *candidate) cost() float64 { return c.waited * float64(int64(c.state&calls)+1) }
+
 func (p *peakEWMA) candidate(i int, now int64, usual float64) candidate {
-	l := p.learned[i]
+	l := p.hosts[i].learned
 	state := l.state.Load()
 	a := unpackAnswers(l.answers.Load())
 	a.fade(now-l.at.Load(), p.balancer.cfg.fading)
@@ -72,22 +72,22 @@ func (p *peakEWMA) candidate(i int, now int64, usual float64) candidate {
 			a.waited += wait
 		}
 	}
-	return candidate{i, state, a.latency(usual)}
+	return candidate{i, state, answers{a.waited + prior*usual, a.number + 1}}
 }
 
 func (p *peakEWMA) lighter(b, a *candidate) bool {
 	if p.weights == nil && (b.state|a.state)&warming == 0 {
-		return b.latency*float64(b.state&calls+1) < a.latency*float64(a.state&calls+1) // what the code below reduces to
+		return b.cost()*a.number < a.cost()*b.number // what the code below reduces to
 	}
 	callsB, weightB := p.load(b.host)
 	callsA, weightA := p.load(a.host)
-	return lighter(callsB, weightB, b.latency, callsA, weightA, a.latency)
+	return lighter(callsB, weightB, b.waited/b.number, callsA, weightA, a.waited/a.number)
 }
 
 // pick is what a pick usually comes to. It returns nil if the host needs a closer look.
 func (p *peakEWMA) pick(now int64) *Host {
-	i := p.next(pick{now: now}, 0)
-	h, l := p.hosts[i], p.learned[i]
+	h := p.hosts[p.nextOf(now)]
+	l := h.learned
 	state := l.state.Add(1)
 	if state&(gone|ejected) != 0 { // removed or ejected meanwhile
 		h.exit()
@@ -99,13 +99,29 @@ func (p *peakEWMA) pick(now int64) *Host {
 	return h
 }
 
-func (p *peakEWMA) next(info pick, _ int) int {
+func (p *peakEWMA) next(info pick, _ int) int { return p.nextOf(info.now) }
+
+func (p *peakEWMA) nextOf(now int64) int {
 	usual := p.balancer.usual.latency()
 	if p.near != nil {
-		return p.nextNear(info.now, usual)
+		return p.nextNear(now, usual)
 	}
-	first, second := p.drawTwo()
-	best, other := p.candidate(first, info.now, usual), p.candidate(second, info.now, usual)
+	var first, second int
+	if p.weights == nil && p.balancer.cfg.Choices == 2 && len(p.hosts) > 1 {
+		first, second = twoOf(p.balancer.rand(), len(p.hosts))
+		best, other := p.candidate(first, now, usual), p.candidate(second, now, usual)
+		if (best.state|other.state)&warming == 0 {
+			if other.cost()*best.number < best.cost()*other.number {
+				return second
+			}
+			return first
+		}
+		first = p.drawRipe(first)
+		second = p.drawOther(first)
+	} else {
+		first, second = p.drawTwo()
+	}
+	best, other := p.candidate(first, now, usual), p.candidate(second, now, usual)
 	for k := 1; ; k++ {
 		if p.lighter(&other, &best) {
 			best = other
@@ -113,7 +129,7 @@ func (p *peakEWMA) next(info pick, _ int) int {
 		if k == p.balancer.cfg.Choices-1 {
 			return best.host
 		}
-		other = p.candidate(p.drawOther(best.host), info.now, usual)
+		other = p.candidate(p.drawOther(best.host), now, usual)
 	}
 }
 

@@ -52,11 +52,7 @@ func (s *sampler) drawTwo() (int, int) {
 	r := s.balancer.rand()
 	var i, j int
 	if s.alias == nil {
-		first, rest := bits.Mul64(r, uint64(n))
-		i, j = int(first), alias(nil).at(rest, n-1)
-		if j >= i {
-			j++
-		}
+		i, j = twoOf(r, n)
 	} else {
 		i, j = s.alias.at(r, n), s.alias.at(bits.RotateLeft64(r, 32), n)
 		if j == i {
@@ -68,6 +64,16 @@ func (s *sampler) drawTwo() (int, int) {
 		j = s.drawOther(i)
 	}
 	return i, j
+}
+
+// twoOf returns two different numbers below n, which is at least 2, for a random number.
+func twoOf(r uint64, n int) (int, int) {
+	first, rest := bits.Mul64(r, uint64(n))
+	second, _ := bits.Mul64(rest, uint64(n-1))
+	if second >= first {
+		second++
+	}
+	return int(first), int(second)
 }
 
 // drawOther returns the index of a host that is not i, unless there is only one.

@@ -202,11 +202,7 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 			}
 			g.near = p.near(g.hosts)
 		}
-		known := make([]*learned, len(g.hosts))
-		for i, h := range g.hosts {
-			known[i] = h.learned
-		}
-		g.picker = &peakEWMA{&g.sampler, known}
+		g.picker = &peakEWMA{&g.sampler}
 	case RingHash:
 		if p.ring == nil || &p.ring.hosts[0] != &p.members[0] {
 			p.ring = newRing(p.members, b.cfg.MinRingSize, b.cfg.MaxRingSize, p.ring)
