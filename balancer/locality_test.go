@@ -115,6 +115,36 @@ func TestLocality(t *testing.T) {
 	}
 }
 
+// Two places carry the whole load: 1.4/7 and 1.4*4/7 do not add up to exactly 1 for a computer, but the third one has no part in it, not
+// even for attempts that all others have seen.
+func TestRoundingIsNoShare(t *testing.T) {
+	var places []string
+	for range 7 {
+		places = append(places, "eu/a/1")
+	}
+	for range 7 {
+		places = append(places, "eu/a/2")
+	}
+	set := placed(append(places, "us/a/1")...)
+	b := newBalancer(t, balancer.Config{Locality: balancer.Locality{Enabled: true, Own: discovery.Locality{Region: "eu", Zone: "a", SubZone: "1"}}})
+	b.Update(set)
+	var healthy []string
+	for i, h := range b.Hosts()[:14] {
+		if i < 3 || i >= 7 && i < 9 { // 3 and 2 of 7 carry 60% and 40%
+			healthy = append(healthy, h.ID())
+		} else {
+			h.SetEjected(true)
+		}
+	}
+	for range 100 {
+		h := pick(t, b, balancer.PickInfo{Tried: healthy})
+		if h.ID() == set[14].ID() {
+			t.Fatal("a place without a share of the traffic gets a call")
+		}
+		h.Release(0, false)
+	}
+}
+
 func labelled(set []discovery.Endpoint, versions ...string) []discovery.Endpoint {
 	out := make([]discovery.Endpoint, len(set))
 	for i, e := range set {
