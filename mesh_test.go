@@ -914,6 +914,7 @@ func TestFlagsString(t *testing.T) {
 		0:                       "-",
 		mesh.FlagConnectFailure: "UF",
 		mesh.FlagRetriesExhausted | mesh.FlagUpstreamTimeout | mesh.FlagDelayInjected: "UT,DI,URX",
+		1<<13 - 1: "UH,UT,UR,UF,UC,UO,NR,DI,FI,RL,DC,URX,NC",
 	} {
 		if got := flags.String(); got != want {
 			t.Errorf("%#x is %q, want %q", uint32(flags), got, want)

@@ -281,6 +281,34 @@ func TestLabelsOfHTTP(t *testing.T) {
 	})
 }
 
+// A call that is repeated is one at the source, with the answer that its caller got, and several at the destination.
+func TestRetriedCalls(t *testing.T) {
+	const retried = `
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: retried, namespace: default}
+spec:
+  hosts: [retried.shop.svc.cluster.local]
+  http: [{route: [{destination: {host: order.shop.svc.cluster.local}}], retries: {attempts: 2, retryOn: 5xx, backoff: 1ms}}]
+`
+	tn := newTown(t, retried, true)
+	var requests atomic.Int32
+	tn.serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) {
+		if requests.Add(1) <= 2 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	if code := do(t, tn.web, http.MethodGet, "http://retried.shop.svc.cluster.local/", ""); code != 200 {
+		t.Errorf("answered with %d", code)
+	}
+	await.True(t, "three requests at the destination", func() bool { return tn.destination.total(t, "istio_requests_total") == 3 })
+	tn.source.is(t, 1, "istio_requests_total", "response_code", "200", "response_flags", "-")
+	tn.source.is(t, 1, "istio_request_duration_milliseconds")
+	tn.destination.is(t, 2, "istio_requests_total", "response_code", "503", "response_flags", "-")
+	tn.destination.is(t, 1, "istio_requests_total", "response_code", "200", "response_flags", "-")
+}
+
 func TestLabelsOfGRPC(t *testing.T) {
 	modes(t, func(t *testing.T, secure bool) {
 		tn := newTown(t, "", secure)

@@ -169,6 +169,17 @@ func TestTelemetry_Metrics(t *testing.T) {
 	}
 }
 
+// Istio does not support several entries of tracing. The last one counts, for each side, and the document is remarked upon.
+func TestTelemetry_SeveralEntriesOfTracing(t *testing.T) {
+	s, findings := reports(t, "default/a tracing: [{randomSamplingPercentage: 10}, {match: {mode: CLIENT}, randomSamplingPercentage: 20}]")
+	if len(findings) != 1 || findings[0].Severity != policy.Warning || findings[0].Field != "spec.tracing" || !strings.Contains(findings[0].Message, "has 2 entries") {
+		t.Errorf("findings %v", findings)
+	}
+	if client, server := s.Client().Tracing.Sampling, s.Server().Tracing.Sampling; client != 20 || server != 10 {
+		t.Errorf("%v%% of the calls and %v%% of the requests are sampled, want 20 and 10", client, server)
+	}
+}
+
 func TestTelemetry_Expressions(t *testing.T) {
 	const document = "default/a accessLogging: [{providers: [{name: x}], filter: {expression: wrong}}]"
 	if s, findings := reports(t, document); s != nil || len(findings) != 1 || findings[0].Field != "spec.accessLogging[0].filter.expression" ||

@@ -30,6 +30,7 @@ func TestConfig_Validate(t *testing.T) {
 		{"abort beyond all", fault.Config{Abort: fault.Abort{Fraction: 1.000001, HTTPStatus: 503}}, false},
 		{"gRPC abort", fault.Config{Abort: fault.Abort{Fraction: 1e-6, GRPCStatus: 14, IsGRPC: true}}, true},
 		{"gRPC OK", fault.Config{Abort: fault.Abort{Fraction: 1e-6, IsGRPC: true}}, true},
+		{"the last gRPC code", fault.Config{Abort: fault.Abort{Fraction: 1e-6, GRPCStatus: 16, IsGRPC: true}}, true},
 		{"no such code", fault.Config{Abort: fault.Abort{Fraction: 1e-6, GRPCStatus: 17, IsGRPC: true}}, false},
 		{"code without flag", fault.Config{Abort: fault.Abort{Fraction: 1e-6, HTTPStatus: 503, GRPCStatus: 14}}, false},
 		{"both", fault.Config{Abort: fault.Abort{Fraction: 1e-6, HTTPStatus: 503, IsGRPC: true}}, false},

@@ -168,8 +168,12 @@ func TestDecision_Response(t *testing.T) {
 			if resp.Header.Get("Content-Type") != wantType || resp.Header.Get("Grpc-Message") != wantMessage {
 				t.Errorf("header %v, want content type %q and message %q", resp.Header, wantType, wantMessage)
 			}
-			if resp.Request != req || !resp.ProtoAtLeast(1, 1) {
-				t.Errorf("request %p, protocol %s", resp.Request, resp.Proto)
+			proto := "HTTP/1.1"
+			if tt.grpcStatus != "" { // gRPC is spoken over HTTP/2 only
+				proto = "HTTP/2.0"
+			}
+			if resp.Request != req || resp.Proto != proto || !resp.ProtoAtLeast(int(proto[5]-'0'), int(proto[7]-'0')) {
+				t.Errorf("request %p, protocol %s %d.%d", resp.Request, resp.Proto, resp.ProtoMajor, resp.ProtoMinor)
 			}
 		})
 	}
