@@ -44,7 +44,9 @@ type Config struct {
 	// Sampling is the fraction of the lines kept by Filter that are written, above 0 and up to 1. 0 means all.
 	Sampling float64
 
-	// Queue is the number of lines that may wait to be written. Further lines are dropped. 0 means 1,024.
+	// Queue is the number of lines that may wait to be written. Further lines are dropped. 0 means 1,024. As many again may be in the
+	// hands of the goroutine that writes. A line that waits takes about 1 kB, or up to 40 kB if callers send long paths and
+	// headers: with 1,024, a Writer that does not keep up costs 80 MB at most.
 	Queue int
 }
 
