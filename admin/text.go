@@ -31,8 +31,12 @@ func writeText(w io.Writer, r *report) {
 		ready = "NOT READY: " + strings.Join(r.NotReady, "; ")
 	}
 	line(w, "%s  %s  %s", r.Name, r.Time.Format("2006-01-02 15:04:05 UTC"), ready)
-	if r.Identity != nil {
-		line(w, "identity %s, expires in %s %s", r.Identity.ID, short(r.Identity.Expires.Sub(r.Time)), r.Identity.Error)
+	switch id := r.Identity; {
+	case id == nil:
+	case id.ID == "": // it has not arrived yet
+		line(w, "identity none yet: %s", id.Error)
+	default:
+		line(w, "identity %s, expires in %s %s", id.ID, short(id.Expires.Sub(r.Time)), id.Error)
 	}
 	for _, k := range r.Keys {
 		line(w, "keys %s: %d, fetched at %s %s", k.URI, k.Keys, clock(k.Fetched), k.Error)
