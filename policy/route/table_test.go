@@ -329,6 +329,7 @@ func TestNewTableErrors(t *testing.T) {
 		{with(func(r *route.Route) { r.Headers = headers("a", "%START_TIME%") }),
 			"Headers.Request.Set[0]: %START_TIME% is not supported"},
 		{with(func(r *route.Route) { r.Headers = headers("a", "%REQ%") }), "Headers.Request.Set[0]: %REQ% is not"},
+		{with(func(r *route.Route) { r.Headers = headers("a", "%REQ(b%") }), "Headers.Request.Set[0]: %REQ(b% is not"},
 		{with(func(r *route.Route) { r.Headers = headers("a", "%REQ(b):x%") }), "Headers.Request.Set[0]: %REQ(b):x% is not"},
 		{with(func(r *route.Route) { r.Headers = headers("a", "%REQ(b c)%") }), "Headers.Request.Set[0]: %REQ(b c)%:"},
 		{with(func(r *route.Route) { r.Headers = headers("a", "%REQ(b?)%") }), "Headers.Request.Set[0]: %REQ(b?)%:"},
