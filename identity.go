@@ -169,11 +169,13 @@ func (s oneWorkload) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error
 	}
 }
 
-// rotated is told of each new identity. Connections made with the previous one take no new calls.
+// rotated is told of each new identity. Connections made with the previous one take no new calls, and those to endpoints that are not trusted
+// any more are cut off.
 func (m *Mesh) rotated(now *tlsid.Identity) {
 	m.engine.Rotate()
 	m.server.certs.Store(new(forwardedCerts))
 	m.server.recheck()
+	m.engine.Recheck(now)
 	m.observers.identity(now, nil)
 }
 

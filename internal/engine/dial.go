@@ -102,6 +102,7 @@ func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 	c.exit(a.cluster)
 	raw := &netconn.Conn{Conn: conn}
 	raw.OnClose(func(error) { a.leave(false) })
+	a.conns.OnDistrust(conn, func(why error) { raw.CloseFor(why) })
 	if !expires.IsZero() {
 		timer := time.AfterFunc(time.Until(expires), func() { raw.CloseFor(errExpired) })
 		raw.OnClose(func(error) { timer.Stop() })

@@ -110,6 +110,10 @@ func (e *Engine) Rotate() {
 	}
 }
 
+// Recheck cuts off the connections to endpoints that the bundles of identity, which is in force now, do not vouch for, with the calls on them. It
+// is called after [Engine.Rotate].
+func (e *Engine) Recheck(identity *tlsid.Identity) { e.config.Template.Recheck(identity) }
+
 // Plan returns the plan in force.
 func (e *Engine) Plan() *policy.Plan {
 	return e.view.Load().plan

@@ -41,6 +41,7 @@ type Connections struct {
 	mu      sync.Mutex
 	onClose map[*func()]struct{}
 	closed  bool
+	wires   *wires // nil before the first one
 }
 
 const (
@@ -72,7 +73,12 @@ func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 		err, notAfter := verify(state), state.PeerCertificates[0].NotAfter
 		if err == nil && c.socket.key.security.Kind == Mutual {
 			var peer tlsid.Peer
-			if peer, err = c.socket.owner.from.Identity.Peer(&state, time.Now()); err == nil {
+			identity := c.socket.owner.from.Identity
+			if peer, err = identity.Peer(&state, time.Now()); err == nil {
+				c.remember(state.PeerCertificates)
+				_, err = identity.Peer(&state, time.Now()) // the bundles may have changed before that
+			}
+			if err == nil {
 				c.prove(peer.ID)
 				notAfter = peer.NotAfter()
 			}
@@ -187,6 +193,7 @@ func (c *Connections) close() {
 	told := c.onClose
 	c.onClose = nil
 	c.mu.Unlock()
+	c.socket.owner.from.mutual.remove(c)
 	if conns := c.conns.Load(); conns != nil {
 		conns.Close()
 	}
@@ -204,7 +211,7 @@ func (c *Connections) closeIdle() {
 // open returns the net/http connections, which the first call creates.
 func (c *Connections) open() (*limit.Conns, error) {
 	c.opening.Do(func() {
-		t := dialling(c.socket.owner.template, c.Address())
+		t := c.dialling()
 		if config := c.TLS(); config != nil {
 			config.NextProtos = markers(config.NextProtos) // net/http offers what the template speaks: maybe only HTTP/1.1
 			t.TLSClientConfig = config
@@ -212,6 +219,7 @@ func (c *Connections) open() (*limit.Conns, error) {
 		conns, err := c.socket.owner.Pool.Conns(t)
 		if c.err = err; err == nil {
 			c.conns.Store(conns)
+			c.register()
 		}
 	})
 	return c.conns.Load(), c.err
@@ -302,15 +310,28 @@ func overTLS(req *http.Request, own bool) *http.Request {
 	return &copied.req
 }
 
-// dialling returns a copy of template that dials address, whatever the URL says. So the Host header and the TLS server name remain
+// dialling returns a copy of the template that dials the endpoint, whatever the URL says. So the Host header and the TLS server name remain
 // those of the service.
-func dialling(template *http.Transport, address string) *http.Transport {
-	t := httpclone.Transport(template)
+func (c *Connections) dialling() *http.Transport {
+	t := httpclone.Transport(c.socket.owner.template)
 	dial := httpclone.Dial(t)
 	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return dial(ctx, network, address)
+		conn, err := dial(ctx, network, c.Address())
+		if err != nil || !c.Secured() {
+			return conn, err
+		}
+		return c.wired(conn), nil
 	}
 	return t
+}
+
+// register adds c to those whose connections are checked again when the bundles change.
+func (c *Connections) register() {
+	c.mu.Lock() // close takes it before it removes c
+	defer c.mu.Unlock()
+	if c.socket.key.security.Kind == Mutual && !c.closed {
+		c.socket.owner.from.mutual.add(c)
+	}
 }
 
 // markers returns the protocols that only mark a client, like Istio's: those that are not versions of HTTP.

@@ -22,6 +22,8 @@ type Template struct {
 
 	// The templates of connections to endpoints, which are dialled directly. They are never used themselves.
 	endpoints, upgraded *http.Transport
+
+	mutual mutual
 }
 
 // NewTemplate returns a template like transport, which is never used itself. nil means http.DefaultTransport.
