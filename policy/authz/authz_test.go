@@ -406,6 +406,26 @@ func TestUnknownAddresses(t *testing.T) {
 	}
 }
 
+// Envoy's rules see a websocket over HTTP/2 as the GET of HTTP/1.
+func TestExtendedCONNECTIsDeniedLikeAGET(t *testing.T) {
+	extended := request()
+	extended.Method, extended.Header = "CONNECT", http.Header{":protocol": {"websocket"}}
+	plain := extended
+	plain.Header = nil
+	for _, method := range []string{"GET", "CONNECT"} {
+		rule := to(authz.Operation{Methods: []string{method}})
+		if compile(t, deny(rule)).Decide(&extended).Allowed {
+			t.Errorf("DENY of %s does not deny an extended CONNECT", method)
+		}
+		if got := compile(t, deny(rule)).Decide(&plain).Allowed; got != (method == "GET") {
+			t.Errorf("DENY of %s: a plain CONNECT is allowed: %t", method, got)
+		}
+		if got := compile(t, allow(rule)).Decide(&extended).Allowed; got != (method == "CONNECT") {
+			t.Errorf("ALLOW of %s: an extended CONNECT is allowed: %t", method, got)
+		}
+	}
+}
+
 func TestRawTCP(t *testing.T) {
 	get := authz.Operation{Methods: []string{"GET"}}
 	port := authz.Operation{Ports: []uint16{8080}}

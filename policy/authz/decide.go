@@ -1,5 +1,7 @@
 package authz
 
+import "net/http"
+
 var noMatch = Match{Rule: -1}
 
 // Authorizer has compiled policies. It is immutable and safe for concurrent use. A nil Authorizer and the zero value have no
@@ -52,7 +54,7 @@ func (a *Authorizer) Decide(r *Request) (d Decision) {
 		}
 	}
 	d.Audit = rules.audit.first(&q)
-	switch denied := rules.deny.first(&q); {
+	switch denied := rules.denies(&q); {
 	case denied != noMatch:
 		d.Match, d.Reason = denied, reasonDenied
 	case a.intentions != nil && !a.intentions.decide(&q, &d):
@@ -71,6 +73,20 @@ func (a *Authorizer) Decide(r *Request) (d Decision) {
 		d.Shadow = a.shadow(rules, &q, &d)
 	}
 	return d
+}
+
+// denies returns the first Deny rule that matches. A websocket over HTTP/2 is an extended CONNECT (RFC 8441), which Envoy turns into the GET of
+// HTTP/1 before its rules see it. So it is denied whatever is denied to either method.
+func (s *ruleSet) denies(q *query) Match {
+	m := s.deny.first(q)
+	if m == noMatch && !q.L4 && q.Method == http.MethodConnect && q.Header[":protocol"] != nil {
+		get := *q.Request
+		get.Method = http.MethodGet
+		as := *q
+		as.Request = &get
+		m = s.deny.first(&as)
+	}
+	return m
 }
 
 // shadow returns the decision that would have been made instead of d if the policies with DryRun were enforced too.
