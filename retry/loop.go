@@ -253,7 +253,7 @@ func (l *Loop) rewind(req *http.Request, r *replay, resp *http.Response) (again 
 	case r != nil:
 		again, err = r.next()
 	case req.GetBody != nil && req.Body != nil && req.Body != http.NoBody:
-		again, err = req.GetBody()
+		again, err = caller.BodyAgain(req.GetBody)
 	}
 	returned = true
 	return again, err

@@ -931,9 +931,16 @@ func TestError(t *testing.T) {
 
 // TestFailingGetBodyKeepsTheOutcome: what there is, is better than the news that it cannot be tried again.
 func TestFailingGetBodyKeepsTheOutcome(t *testing.T) {
+	for name, failure := range map[string]error{"an error": errBoom, "no body": nil} {
+		t.Run(name, func(t *testing.T) { keepsTheOutcome(t, failure) })
+	}
+}
+
+// keepsTheOutcome makes calls with a GetBody that returns no body and failure.
+func keepsTheOutcome(t *testing.T, failure error) {
 	newPut := func() *http.Request {
 		req := newRequest(t, "PUT", "http://service/", newBody("x"))
-		req.GetBody = func() (io.ReadCloser, error) { return nil, errBoom }
+		req.GetBody = func() (io.ReadCloser, error) { return nil, failure }
 		return req
 	}
 	limiter, err := retry.NewLimiter(retry.LimiterConfig{MaxRetries: 1}, nil)

@@ -122,7 +122,7 @@ func (s *Sent) blame(err error) {
 
 // again is the GetBody of the watched request.
 func (s *Sent) again() (io.ReadCloser, error) {
-	source, err := s.get()
+	source, err := BodyAgain(s.get)
 	if err != nil {
 		if !errors.Is(err, ErrCommitted) {
 			s.blame(err)
@@ -130,6 +130,15 @@ func (s *Sent) again() (io.ReadCloser, error) {
 		return nil, err
 	}
 	return &sending{Sent: s, source: source}, nil
+}
+
+// BodyAgain calls a GetBody. Its error is not nil if there is no body: a request without one would be another request.
+func BodyAgain(getBody func() (io.ReadCloser, error)) (io.ReadCloser, error) {
+	again, err := getBody()
+	if err == nil && again == nil {
+		err = errors.New("the GetBody of the request returned no body and no error")
+	}
+	return again, err
 }
 
 // sending is the body of the request each time it is sent.

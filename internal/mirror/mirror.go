@@ -127,7 +127,7 @@ func (m *Mirrorer[M]) Fork(out *http.Request, mirrors []M, timeout time.Duration
 		case out.Body == nil || out.Body == http.NoBody:
 			m.start(c)
 		case out.GetBody != nil:
-			rc, err := out.GetBody()
+			rc, err := caller.BodyAgain(out.GetBody)
 			if err != nil {
 				m.done(c.to, err)
 				continue

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
 )
 
 var errNotAgain = errors.New("limit: the connection was lost, and the request has no GetBody to be sent again")
@@ -85,7 +86,7 @@ func (b *held) again(req *http.Request) (*http.Request, error) {
 	if req.GetBody == nil {
 		return nil, errNotAgain
 	}
-	fresh, err := req.GetBody()
+	fresh, err := caller.BodyAgain(req.GetBody)
 	if err != nil {
 		return nil, err
 	}
