@@ -62,7 +62,14 @@ func (m *Mesh) observeAccepted(conn net.Conn, start time.Time, principal string)
 // follow reports a connection from its start to its end.
 func (r *connRecord) follow(conn net.Conn) net.Conn {
 	r.conn.Local, r.conn.Remote = conn.LocalAddr(), conn.RemoteAddr()
+	panicked := true
+	defer func() {
+		if panicked { // in an observer: nobody gets the connection
+			conn.Close()
+		}
+	}()
 	r.started()
+	panicked = false
 	if ours, ok := conn.(*netconn.Conn); ok {
 		r.ours = true
 		ours.OnClose(r.ended)

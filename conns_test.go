@@ -152,6 +152,47 @@ func TestObserversOfConnectionsThatFail(t *testing.T) {
 	}
 }
 
+// If an observer panics when a connection begins, nobody gets the connection, so it is closed.
+func TestConnectionWhoseObserverPanics(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	m := newMesh(t, "", mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{ConnStart: func(*mesh.Conn) { panic("observer") }}))
+	panics := func(f func()) {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic of the observer did not pass through")
+			}
+		}()
+		f()
+	}
+	gone := func(conn net.Conn) {
+		if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil {
+			t.Errorf("read %d bytes, %v", n, err)
+		}
+		conn.Close()
+	}
+
+	server := listenLoopback(t)
+	defer server.Close()
+	registry.Set("db", endpointOf(t, server.Addr().String()))
+	panics(func() { m.DialContext(t.Context(), "tcp", "db:5432") })
+	accepted, err := server.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone(accepted)
+
+	ours := m.ListenTCP(listenLoopback(t))
+	defer ours.Close()
+	client, err := net.Dial("tcp", ours.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(client, "x") // PERMISSIVE waits for it
+	panics(func() { ours.Accept() })
+	gone(client)
+}
+
 // Where a change of documents closes a connection, that is why it ended.
 func TestObserversOfAConnectionThatIsClosedByDocuments(t *testing.T) {
 	noLeaks(t)
