@@ -26,6 +26,7 @@ type shutHost struct {
 	namespace, host string
 	by              string // the document that cannot be used
 	unclaimed       bool   // unless a ServiceEntry is about the host
+	foreign         bool   // unless it is a Service of Kubernetes: the document is a ServiceEntry of another namespace
 }
 
 // and returns what either of two closures closes.
@@ -221,8 +222,9 @@ func (c *compiler) closingEntry(p *piece) []shutHost {
 		return nil
 	}
 	shut := c.shutHosts(p, p.values("hosts"), c.plan.workload.Namespace)
+	foreign := readable && p.IsText("metadata.namespace") && p.namespace != c.plan.workload.Namespace
 	for i := range shut {
-		shut[i].unclaimed = true
+		shut[i].unclaimed, shut[i].foreign = true, foreign
 	}
 	return shut
 }

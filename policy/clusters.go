@@ -231,7 +231,7 @@ func (c *compiler) destinationRules() {
 		h.add(c, dr)
 	}
 	for _, shut := range c.shut {
-		if shut.unclaimed && p.entries.find(shut.host) != nil {
+		if shut.unclaimed && p.entries.find(shut.host) != nil || shut.foreign && p.ports.plain(shut.host) != nil {
 			continue
 		}
 		p.name(shut.host)

@@ -131,7 +131,7 @@ func (c *compiler) placed(doc *yamldoc.Document, is *istio.ServiceEntry) {
 }
 
 // serviceEntries assigns each host to the first entry that claims it, the nearest first. An entry in the workload's namespace is near whoever
-// else sees it.
+// else sees it. In a cluster, entries of other namespaces cannot take over a Service of Kubernetes.
 func (c *compiler) serviceEntries() {
 	p := c.plan
 	for _, from := range []distance{atHome, nearby, anywhere} {
@@ -140,6 +140,10 @@ func (c *compiler) serviceEntries() {
 				continue
 			}
 			for i, host := range se.is.hosts {
+				if from != atHome && se.document.from.alone && p.ports.plain(host) != nil {
+					se.Warnf(yamldoc.Index("spec.hosts", i), "has no effect in other namespaces than %s: %s is a Service of Kubernetes", se.namespace, host)
+					continue
+				}
 				if has, added := p.entries.add(host, se.is); !added && has != se.is && i < len(se.is.is.Spec.Hosts) {
 					first := c.of(has)
 					se.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
