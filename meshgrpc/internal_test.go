@@ -353,7 +353,7 @@ func TestSizes(t *testing.T) {
 		name       string
 		size, most uintptr
 	}{
-		{"unary call", unsafe.Sizeof(unary{}), 704 - 8},
+		{"unary call", unsafe.Sizeof(unary{}), 768 - 8}, // reused, unless it is observed
 		{"stream", unsafe.Sizeof(stream{}), 1280 - 8},
 		{"inbound call", unsafe.Sizeof(inbound{}), 192},
 	} {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -44,6 +45,7 @@ type try struct {
 	failure error // why there is no connection
 	lost    uint8 // how many connections were made, and lost while the try waited
 	over    bool  // no more picks
+	users   uint8 // how many connections were given that gRPC has not said to be done with
 	picked  bool  // our picker was used at all
 	given   bool  // a connection was given
 
@@ -76,6 +78,27 @@ func (t *try) Value(key any) any {
 		return t
 	}
 	return t.Context.Value(key)
+}
+
+// lent is the context of a try that may be used again for another call, while gRPC may keep the context.
+type lent struct {
+	context.Context
+	try atomic.Pointer[try] // nil once the call is over
+}
+
+// Value implements context.Context.
+func (l *lent) Value(key any) any {
+	if _, ok := key.(tryKey); ok {
+		return l.try.Load()
+	}
+	return l.Context.Value(key)
+}
+
+// unused reports whether gRPC is done with t, and the attempt has ended.
+func (t *try) unused() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.users == 0 && !t.held
 }
 
 // begin makes t the n-th attempt of c. It reports false if the attempt is refused; t.rest says why. A limit of 0 means none.
@@ -166,6 +189,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable // until the connection is made
 	}
 	t.given, t.conn = true, c
+	t.users++
 	return balancer.PickResult{SubConn: c.sub, Done: endOf(t)}, nil
 }
 
@@ -183,6 +207,7 @@ func (t *try) ended(info balancer.DoneInfo) {
 	t.mu.Lock()
 	c := t.conn
 	t.begun, t.received, t.trailer = info.BytesSent, info.BytesReceived, info.Trailer
+	t.users--
 	t.mu.Unlock()
 	c.release()
 }

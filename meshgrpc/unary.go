@@ -3,7 +3,10 @@ package meshgrpc
 import (
 	"context"
 	"reflect"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -18,14 +21,17 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// unary is a unary call. It is the only allocation of our own that every call needs. It includes the first try, which usually is
-// the only one.
+// unary is a unary call. It includes the first try, which usually is the only one. Unary calls are reused, if possible.
 type unary struct {
 	call
 	message, reply any
 	invoker        grpc.UnaryInvoker
 	once           *once // nil if the message may be encoded again for each try
+	lent           *lent // the context that gRPC has of the first try; nil if that is the try itself
 }
+
+// unaries has calls that have ended. Their fields are zero.
+var unaries = sync.Pool{New: func() any { return new(unary) }}
 
 // once is a message that is encoded only once, and the codec of all tries.
 type once struct {
@@ -56,13 +62,48 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 	}
 	header, trailer, err := u.conclude(answer, err)
 	u.options.finish(header, trailer, u.last, err)
+	u.recycle() // not after a panic: then nobody knows who still uses the call
 	return err
 }
+
+// reusable reports whether nobody else may have u after the call: neither an interceptor, to which tries are passed, nor an observer, nor a
+// copy that is sent to a mirror. It is not a copy itself.
+func (u *unary) reusable() bool {
+	rule, _ := u.Rule()
+	return u.observed == nil && u.once == nil && rule != nil && len(rule.Route.Mirrors) == 0 && direct(u.invoker)
+}
+
+// recycle makes u available to other calls, if it is reusable, and gRPC is done with it.
+func (u *unary) recycle() {
+	if u.lent == nil || u.last != &u.first || !u.first.unused() {
+		return
+	}
+	u.lent.try.Store(nil)
+	*u = unary{}
+	unaries.Put(u)
+}
+
+// direct reports whether invoker is gRPC's own: there are no more interceptors. Its name is looked up once. If gRPC calls it by another name
+// some day, direct is always false, which costs allocations only.
+func direct(invoker grpc.UnaryInvoker) bool {
+	const name = "google.golang.org/grpc.invoke"
+	at := reflect.ValueOf(invoker).Pointer()
+	known := invokerOfGRPC.Load()
+	if known == 0 {
+		if f := runtime.FuncForPC(at); f != nil && f.Name() == name {
+			invokerOfGRPC.Store(at)
+			return true
+		}
+	}
+	return at == known && known != 0
+}
+
+var invokerOfGRPC atomic.Uintptr
 
 // newUnary returns a unary call, with room for what observers see of it.
 func newUnary(e *engine.Engine) *unary {
 	if !e.Observed() {
-		return new(unary)
+		return unaries.Get().(*unary)
 	}
 	all := new(struct { // at once
 		unary
@@ -108,13 +149,23 @@ func (u *unary) send(t *try) (pending bool) {
 		opts = append(opts, grpc.Header(&t.header))
 	}
 	size := u.size(u.message) // before the message is sent, since it may change afterwards
-	t.judge(u.invoker(t, u.sent.method, u.message, u.reply, u.cc, opts...), false)
+	t.judge(u.invoker(u.lend(t), u.sent.method, u.message, u.reply, u.cc, opts...), false)
 	if o := u.observed; o != nil && t.begun && !o.told {
 		o.told = true
 		o.sent.Add(size)
 		u.Messages().Sent()
 	}
 	return false
+}
+
+// lend returns the context of t for gRPC.
+func (u *unary) lend(t *try) context.Context {
+	if t != &u.first || !u.reusable() {
+		return t
+	}
+	u.lent = &lent{Context: t.Context}
+	u.lent.try.Store(t)
+	return u.lent
 }
 
 // replayable implements attempter.
