@@ -185,8 +185,21 @@ func (c *call) Prepare(backend *route.Backend, match int) error {
 // Failure implements engine.Adapter.
 func (c *call) Failure(err error) failure.Kind { return failure.Of(c.Context(), nil, err) }
 
+// timeouts are those of a call and of its first try, in one allocation, which gRPC may keep.
+type timeouts struct {
+	deadline.Call
+	first deadline.Context
+}
+
 // NewLimits implements engine.Adapter.
-func (c *call) NewLimits() *deadline.Call { return new(deadline.Call) }
+func (c *call) NewLimits() *deadline.Call {
+	if rule, _ := c.Rule(); rule.Route.Retry.PerTryTimeout == 0 || c.last != nil {
+		return new(deadline.Call)
+	}
+	all := new(timeouts)
+	c.first.limit = &all.first
+	return &all.Call
+}
 
 // Bytes implements engine.Adapter.
 func (c *call) Bytes() (sent, received int64) {

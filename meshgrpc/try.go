@@ -107,9 +107,14 @@ func (t *try) begin(ctx context.Context, c *call, limit time.Duration, n int) bo
 	if n > 1 {
 		ctx = attempt.Mark(ctx, n)
 	}
-	if limit > 0 {
+	switch {
+	case limit <= 0:
+		t.limit = nil
+	case t.limit == nil:
 		t.limit = new(deadline.Context)
-		t.limit.Start(ctx, deadline.PerTry, limit, false)
+		fallthrough
+	default:
+		t.limit.StartTry(ctx, limit, false)
 		ctx = t.limit
 	}
 	if t.rest = c.Acquire(ctx, &t.Attempt, n); t.rest != nil {
