@@ -39,7 +39,7 @@ func (k fetched) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: http.StatusOK, Header: make(http.Header), Body: body, Request: r}, nil
 }
 
-// read has the files read that are the keys of tokens. A source without a file has no keys, and its tokens are refused, as before the
+// read reads the files with the keys of tokens. A source without a file has no keys, and its tokens are refused, as before the
 // first fetch.
 func (k keyFiles) read(tokens *jwt.Authenticator, remotes *jwt.Remotes) error {
 	if tokens == nil {

@@ -105,7 +105,7 @@ func addHeader(header http.Header, line string) error {
 	return nil
 }
 
-// notInName says that c cannot be in the name of a header (RFC 9110, section 5.6.2).
+// notInName reports whether c cannot be in the name of a header (RFC 9110, section 5.6.2).
 func notInName(c rune) bool {
 	return c <= ' ' || c >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c)
 }

@@ -198,7 +198,7 @@ func writeLines(b *strings.Builder, before, after string) {
 	}
 }
 
-// harmless returns a line that does nothing to a terminal but appear.
+// harmless returns a line without anything that controls a terminal.
 func harmless(line string) string {
 	line = strings.TrimSuffix(line, "\n")
 	if strings.IndexFunc(line, func(r rune) bool { return r != '\t' && !unicode.IsPrint(r) }) >= 0 {

@@ -1,12 +1,12 @@
-// Package consul reads Consul's config entries: from files in the languages of Consul, and from a Consul that runs.
+// Package consul reads Consul's config entries from files, in JSON or HCL, and from a running Consul.
 //
 //	mesh.New(ctx,
 //		mesh.WithPolicyFeed(&consul.Feed{}),
 //		mesh.WithWorkload(policy.Workload{Service: "web", Filters: consul.Filters{}}),
 //		...)
 //
-// What the entries mean is documented in docs/documents.md. Package policy compiles them, and reads them as JSON by itself;
-// here is what needs the client of Consul, HCL, or the language of filters.
+// What the entries mean is documented in docs/documents.md. Package policy compiles them, and reads them as JSON itself. This package has
+// what needs Consul's client, HCL or the language of filters.
 package consul
 
 import (
@@ -17,7 +17,7 @@ import (
 )
 
 // ReadDir is policy.ReadDir that also reads files whose names end in .json or .hcl, with one config entry each: HCL is turned
-// into JSON, line by line, so that findings name the lines of the file. JSON that is no document is warned of and skipped.
+// into JSON, line by line, so that findings name the lines of the file. JSON that is not a document is skipped with a warning.
 func ReadDir(path string) ([]policy.Source, error) {
 	reader, err := folder.NewReader(path)
 	if err != nil {

@@ -26,13 +26,13 @@ var kinds = []string{"proxy-defaults", "service-defaults", "service-resolver", "
 // settle is how long a change waits for others that belong to it: the kinds come one by one.
 const settle = 100 * time.Millisecond
 
-// Feed follows the config entries of a Consul: service-router, service-splitter, service-resolver, service-defaults,
+// Feed follows Consul's config entries: service-router, service-splitter, service-resolver, service-defaults,
 // proxy-defaults and mesh, for mesh.WithPolicyFeed. The zero value follows those of the agent that the environment names. Its
-// fields must not change once it is used; then it is safe for concurrent use.
+// fields must not be changed after the first use. It is safe for concurrent use.
 //
 // The token of the client must allow reading all services (service_prefix "" { policy = "read" }), as that of a service identity
-// does: Consul leaves out what a token may not read. That a token has been narrowed, or that none is sent where one is needed, is
-// reported as an error, and the entries stay as they were. Where a Consul has no entries, say mesh.WithEmptyPolicy.
+// does, because Consul leaves out what a token may not read. A token that has lost rights, or is missing where one is needed, is reported
+// as an error, and the entries stay as they were. If Consul has no entries, mesh.WithEmptyPolicy is needed.
 type Feed struct {
 	// Client asks the agent. nil means one for the environment (CONSUL_HTTP_ADDR and so on), as discovery/consul makes it.
 	Client *api.Client
@@ -67,14 +67,14 @@ func (f *Feed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	}
 }
 
-// answer is what came of reading a kind.
+// answer is the result of reading a kind.
 type answer struct {
 	kind    int // its place among kinds
 	sources []policy.Source
 	err     error
 }
 
-// follow sends what comes of reading a kind.
+// follow sends the entries of a kind, or the error of reading them, whenever they change.
 func follow(ctx context.Context, client *api.Client, i int, kind string, news chan<- answer) {
 	watch := consul.Watch[[]json.RawMessage]{
 		What:   "config entries of the kind " + kind,
@@ -100,7 +100,7 @@ func follow(ctx context.Context, client *api.Client, i int, kind string, news ch
 	}
 }
 
-// allowed asks whether a client may read what is about any service: the chain of one tells it, whether it is there or not.
+// allowed asks whether a client may read all services. Consul answers that for the discovery chain of any name, even of no service.
 func allowed(client *api.Client, options *api.QueryOptions) error {
 	var chain json.RawMessage
 	_, err := client.Raw().Query("/v1/discovery-chain/any-service", &chain, options)
@@ -110,10 +110,10 @@ func allowed(client *api.Client, options *api.QueryOptions) error {
 	return err
 }
 
-// entryHeader is what tells an entry from others.
+// entryHeader identifies an entry.
 type entryHeader struct{ Kind, Name string }
 
-// checkEntries returns an error if an answer is not one about a kind.
+// checkEntries returns an error unless an answer is a list of different entries of a kind.
 func checkEntries(kind string, entries []json.RawMessage) error {
 	if entries == nil {
 		return errors.New("the answer is null")

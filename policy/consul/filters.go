@@ -16,11 +16,11 @@ import (
 // one, which others found, are in no subset.
 type Filters struct{}
 
-// Compile returns what says whether an endpoint meets an expression and, with onlyPassing, has all its checks passing. An empty
-// expression is met by all. The error names what is wrong, such as a field that a health entry does not have: Consul takes any
+// Compile returns a function that reports whether an endpoint meets an expression and, with onlyPassing, whether all its checks pass. All
+// endpoints meet an empty expression. The error names what is wrong, such as a field that a health entry does not have: Consul takes any
 // expression, and fails when it is used.
 //
-// One that takes long to read is an error, too: the time grows fivefold with each pair of parentheses around others.
+// An expression that takes too long to parse is an error, too: the time grows fivefold with each pair of parentheses around others.
 func (Filters) Compile(expression string, onlyPassing bool) (func(*discovery.Endpoint) bool, error) {
 	var evaluator *bexpr.Evaluator
 	if expression != "" {

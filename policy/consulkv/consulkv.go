@@ -44,8 +44,8 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// Store is a set of policy documents below a prefix of Consul's KV store. It is a mesh.Feed. Its fields must not change once it
-// is used; then it is safe for concurrent use.
+// Store is a set of policy documents below a prefix of Consul's KV store. It is a mesh.Feed. Its fields must not be changed after the first
+// use. It is safe for concurrent use.
 type Store struct {
 	// Prefix is where the documents are, as "mesh/shop". Slashes at its ends do not matter. No other store may be below it.
 	Prefix string
@@ -102,7 +102,7 @@ func (s *Store) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 }
 
 // Pull returns the documents that are in force, confirmed by the leader. Sources are named as the files are, relative to the
-// prefix. That nothing is published is fs.ErrNotExist.
+// prefix. If nothing is published, the error is fs.ErrNotExist.
 func (s *Store) Pull(ctx context.Context) ([]policy.Source, error) {
 	r, err := s.open()
 	if err != nil {

@@ -31,7 +31,7 @@ var ErrConflict = errors.New("another push came first: look at what it changed (
 // Sources are named by file, relative to the prefix: "retries.yaml", "team/routes.yaml". Push does not check what is in them: do
 // that first, with policy.Check or mesh check. A reader that cannot use a set keeps the one before.
 //
-// It reports whether anything changed: the same documents again are no change. It returns ErrConflict if another push came
+// It reports whether anything changed: publishing the same documents again is not a change. It returns ErrConflict if another push came
 // first. Any other error means that the documents in force are still those from before, unless it says otherwise. A file may have
 // 380 KiB, and a set 10,000 files and 64 MiB. The three latest versions are kept.
 func (s *Store) Push(ctx context.Context, sources []policy.Source) (changed bool, err error) {
@@ -183,7 +183,7 @@ func (p *push) verify(id string) error {
 	return nil
 }
 
-// point has the key current name a version, and returns its new index.
+// point makes the key current name a version, and returns its new index.
 func (p *push) point(now pointer) (uint64, error) {
 	value, err := json.Marshal(now)
 	if err != nil {
@@ -226,7 +226,7 @@ func (p *push) clean(now pointer, index uint64) error {
 	return nil
 }
 
-// transact has all operations done, or none.
+// transact carries out all operations, or none.
 func (p *push) transact(ops api.TxnOps) error {
 	options, cancel := p.options()
 	defer cancel()
