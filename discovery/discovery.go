@@ -26,9 +26,6 @@ type Endpoint struct {
 	// Ports says where each port of a service with several ports is served.
 	Ports []Port
 
-	// OnlyPorts means that Ports is complete: the endpoint serves no other port of the service, and a mesh sends it no call to one.
-	OnlyPorts bool
-
 	// Labels assign the endpoint to subsets.
 	Labels map[string]string
 
@@ -40,6 +37,9 @@ type Endpoint struct {
 
 	// Draining keeps the endpoint and its calls in flight, but sends it no new calls.
 	Draining bool
+
+	// OnlyPorts means that Ports is complete: the endpoint serves no other port of the service, and a mesh sends it no call to one.
+	OnlyPorts bool
 
 	// ServiceAccount is the identity the endpoint runs as ("order-service", or "namespace/order-service"). Empty means
 	// unknown.

@@ -212,7 +212,7 @@ func TestEndpointsThatAreNotCalledTakeLittleMemory(t *testing.T) {
 	for _, test := range []struct {
 		eject bool
 		most  uint64 // bytes for each
-	}{{false, 512}, {true, 528}} {
+	}{{false, 384}, {true, 512}} {
 		e := scaled(t, 0)
 		if err := e.Treat(func(_ route.Target, c *policy.Cluster) { c.Eject = test.eject }); err != nil {
 			t.Fatal(err)
