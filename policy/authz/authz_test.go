@@ -423,6 +423,9 @@ func TestExtendedCONNECTIsDeniedLikeAGET(t *testing.T) {
 		if got := compile(t, allow(rule)).Decide(&extended).Allowed; got != (method == "CONNECT") {
 			t.Errorf("ALLOW of %s: an extended CONNECT is allowed: %t", method, got)
 		}
+		if got := compile(t, dryRun(deny(rule))).Decide(&extended); got.Shadow.Allowed {
+			t.Errorf("a dry run of DENY %s allows an extended CONNECT", method)
+		}
 	}
 }
 

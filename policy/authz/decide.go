@@ -1,7 +1,5 @@
 package authz
 
-import "net/http"
-
 var noMatch = Match{Rule: -1}
 
 // Authorizer has compiled policies. It is immutable and safe for concurrent use. A nil Authorizer and the zero value have no
@@ -53,10 +51,10 @@ func (a *Authorizer) Decide(r *Request) (d Decision) {
 			return d
 		}
 	}
-	d.Audit = rules.audit.first(&q)
-	switch denied := rules.denies(&q); {
-	case denied != noMatch:
-		d.Match, d.Reason = denied, reasonDenied
+	d.Audit = rules.audit.firstOfAny(&q)
+	switch m := rules.deny.firstOfAny(&q); {
+	case m != noMatch:
+		d.Match, d.Reason = m, reasonDenied
 	case a.intentions != nil && !a.intentions.decide(&q, &d):
 	case !a.hasAllow && a.intentions != nil:
 		d.Allowed = true // for the reason that the intentions have
@@ -75,16 +73,11 @@ func (a *Authorizer) Decide(r *Request) (d Decision) {
 	return d
 }
 
-// denies returns the first Deny rule that matches. A websocket over HTTP/2 is an extended CONNECT (RFC 8441), which Envoy turns into the GET of
-// HTTP/1 before its rules see it. So it is denied whatever is denied to either method.
-func (s *ruleSet) denies(q *query) Match {
-	m := s.deny.first(q)
-	if m == noMatch && !q.L4 && q.Method == http.MethodConnect && q.Header[":protocol"] != nil {
-		get := *q.Request
-		get.Method = http.MethodGet
-		as := *q
-		as.Request = &get
-		m = s.deny.first(&as)
+// firstOfAny returns the first rule that matches a request under any of its methods.
+func (g *group) firstOfAny(q *query) Match {
+	m := g.first(q)
+	if get := q.asGET(); m == noMatch && get != nil {
+		m = g.first(get)
 	}
 	return m
 }
@@ -98,7 +91,7 @@ func (a *Authorizer) shadow(rules *ruleSet, q *query, d *Decision) Shadow {
 	if q.unreadable {
 		return Shadow{Present: true, Match: noMatch, Reason: reasonMalformed}
 	}
-	if m := rules.shadowDeny.first(q); m != noMatch {
+	if m := rules.shadowDeny.firstOfAny(q); m != noMatch {
 		return Shadow{Present: true, Match: m, Reason: reasonDenied}
 	}
 	if d.Reason == reasonAllowed || !a.hasShadowAllow {

@@ -94,6 +94,15 @@ type intention struct {
 
 // decide decides about a request and reports whether it is allowed.
 func (in *intentions) decide(q *query, d *Decision) bool {
+	allowed := in.decideAs(q, d)
+	if get := q.asGET(); allowed && get != nil {
+		return in.decideAs(get, d)
+	}
+	return allowed
+}
+
+// decideAs decides about a request under one of its methods.
+func (in *intentions) decideAs(q *query, d *Decision) bool {
 	if q.Principal == "" || !in.peers.match(q.Principal) {
 		d.Reason = reasonStranger
 		return false

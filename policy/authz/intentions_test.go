@@ -82,6 +82,33 @@ func TestFirstIntentionThatNamesThePeerDecidesAlone(t *testing.T) {
 	}
 }
 
+// A websocket over HTTP/2 is a GET to Envoy, and a CONNECT to the handler: it must be allowed as both.
+func TestIntentionsOfExtendedCONNECT(t *testing.T) {
+	permission := func(allow bool, methods ...string) authz.Permission {
+		return authz.Permission{Allow: allow, Methods: methods}
+	}
+	for _, tt := range []struct {
+		name           string
+		permission     authz.Permission
+		allowByDefault bool
+		want           bool
+	}{
+		{"GET denied", permission(false, "GET"), true, false},
+		{"CONNECT denied", permission(false, "CONNECT"), true, false},
+		{"POST denied", permission(false, "POST"), true, true},
+		{"GET allowed", permission(true, "GET"), false, false},
+		{"CONNECT allowed", permission(true, "CONNECT"), false, false},
+		{"both allowed", permission(true, "GET", "CONNECT"), false, true},
+	} {
+		a := intentions(t, authz.Intentions{AllowByDefault: tt.allowByDefault, List: []authz.Intention{
+			{Principal: "api", Permissions: []authz.Permission{tt.permission}},
+		}})
+		if got := a.Decide(sent(service("api"), "CONNECT", "/", ":protocol", "websocket")); got.Allowed != tt.want {
+			t.Errorf("%s: allowed %t (%s)", tt.name, got.Allowed, got.Reason)
+		}
+	}
+}
+
 func TestIntentionsOfRawConnections(t *testing.T) {
 	a := intentions(t, authz.Intentions{AllowByDefault: true, List: []authz.Intention{
 		{Principal: "web", Allow: true},

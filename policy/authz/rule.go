@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -16,6 +17,18 @@ type query struct {
 	slots int               // the number of headers that the rules have conditions on
 	plain uint64            // a bit for each of the first 64 slots whose header is known to have a single reading
 	odd   []*headerReadings // by slot, for headers with several readings; nil until a rule needs them
+}
+
+// asGET returns the query as Envoy's rules see an extended CONNECT (RFC 8441), a websocket over HTTP/2: they see the GET of HTTP/1. It returns nil
+// for any other query. Such a request is denied what is denied to either method.
+func (q *query) asGET() *query {
+	if q.L4 || q.Method != http.MethodConnect || q.Header[":protocol"] == nil {
+		return nil
+	}
+	as, get := *q, *q.Request
+	get.Method = http.MethodGet
+	as.Request = &get
+	return &as
 }
 
 // rule is a compiled Rule.
