@@ -144,8 +144,7 @@ func parseAddr(s string) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Unmap(), uint16(port))
 }
 
-// parseAddr4 is parseAddr for what nearly all servers get: an IPv4 address and a port, as package net writes them. It takes a quarter of the
-// instructions.
+// parseAddr4 is parseAddr for what nearly all servers get: an IPv4 address and a port, as package net writes them.
 func parseAddr4(s string) (netip.AddrPort, bool) {
 	const most = 1<<16 - 1
 	var addr [4]byte
