@@ -9,6 +9,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -26,22 +27,7 @@ func (silent) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
 }
 
 // lateSource has the identities that are sent to it.
-type lateSource chan *tlsid.Identity
-
-func (s lateSource) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
-	return func(yield func(*tlsid.Identity, error) bool) {
-		for {
-			select {
-			case id := <-s:
-				if !yield(id, nil) {
-					return
-				}
-			case <-ctx.Done():
-				return
-			}
-		}
-	}
-}
+type lateSource = meshtest.Identities
 
 // once has one identity, of order-service, and then dies.
 type once struct{ ca *tlsid.DevCA }

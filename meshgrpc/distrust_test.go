@@ -1,11 +1,9 @@
 package meshgrpc_test
 
 import (
-	"context"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
-	"iter"
 	"net"
 	"strings"
 	"sync"
@@ -25,24 +23,6 @@ import (
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/tlsid"
 )
-
-// identities is a source of the identities that are sent to it.
-type identities chan *tlsid.Identity
-
-func (s identities) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
-	return func(yield func(*tlsid.Identity, error) bool) {
-		for {
-			select {
-			case id := <-s:
-				if !yield(id, nil) {
-					return
-				}
-			case <-ctx.Done():
-				return
-			}
-		}
-	}
-}
 
 // A stream ends when the authority of its endpoint's certificate leaves the bundle.
 func TestStreamEndsWhenItsEndpointIsNotTrusted(t *testing.T) {
@@ -84,7 +64,7 @@ func TestStreamEndsWhenItsEndpointIsNotTrusted(t *testing.T) {
 	e.ServiceAccount = "payment"
 	w.registry.Set("payment", e)
 
-	source, inForce := make(identities, 1), make(chan *tlsid.Identity, 2)
+	source, inForce := make(meshtest.Identities, 1), make(chan *tlsid.Identity, 2)
 	source <- trusting(other.Bundle().X509Authorities()...)
 	m := w.member(t, "order", strict, mesh.WithIdentity(source), mesh.WithObserver(mesh.Observer{
 		Identity: func(id *tlsid.Identity, _ error) { inForce <- id },
