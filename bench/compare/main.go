@@ -3,16 +3,17 @@
 //	go run ./compare > results.md
 //
 // Rounds are short and many, so that whatever else the machine does meanwhile weighs on all sides alike. Over loopback
-// every figure is the median of all rounds, and every ratio the median of the ratios within a round, with the middle half of
-// these as its spread. Around a RoundTripper
-// that does nothing it is the best round that counts, in CPU time, with the garbage collector's: anything above that is
-// the machine's doing.
+// every figure is the median of all rounds, and every ratio the median of the ratios within a round, with the interval
+// that holds the true median with 95% confidence. With a live heap, the garbage collector does not run within so short a time. Around a
+// RoundTripper that does nothing it is the best round that counts, in CPU time, with the garbage collector's: anything above that
+// is the machine's doing.
 package main
 
 import (
 	"context"
 	"flag"
 	"fmt"
+	"math"
 	"net/http"
 	"os"
 	"runtime"
@@ -27,8 +28,8 @@ func main() {
 	bench.ServeProcess()
 	mtls := flag.Bool("mtls", false, "only the comparison with mTLS on both ends")
 	noNetwork := flag.Bool("layers", false, "only the comparison around a RoundTripper that does nothing")
-	rounds := flag.Int("rounds", 41, "number of `rounds`")
-	span := flag.Duration("time", 100*time.Millisecond, "how long each side runs in a round")
+	rounds := flag.Int("rounds", 121, "number of `rounds`")
+	span := flag.Duration("time", 25*time.Millisecond, "how long each side runs in a round")
 	heap := flag.Int("heap", 32, "live heap of each process in `MiB`, besides what it uses; 0 measures an idle program")
 	flag.Parse()
 	if flag.NArg() > 0 || *mtls && *noNetwork || *rounds < 1 || *span <= 0 || *heap < 0 {
@@ -149,7 +150,10 @@ func mutual(inFlight, rounds int, span time.Duration) error {
 }
 
 // layers prints the table of what is added to a RoundTripper that does nothing.
+//
+// Fewer and longer rounds than those over the loopback take as much time, and the garbage collector runs in each.
 func layers(rounds int, span time.Duration) error {
+	rounds, span = (rounds+3)/4, 4*span
 	peers := append([]bench.Peer{bench.Bare}, bench.Layers()...)
 	transports := make([]http.RoundTripper, len(peers))
 	for i, p := range peers {
@@ -277,9 +281,11 @@ func ratios(a, b []float64) []float64 {
 	return ratios
 }
 
-// ratio returns the median of the ratios within rounds, with the middle half of them.
+// ratio returns the median of the ratios within rounds, with its confidence interval of 95%: how many rounds lie below the true median
+// is binomial, with a standard deviation of half the square root of their number.
 func ratio(a, b []float64) string {
 	all := ratios(a, b)
-	quarter := len(all) / 4
-	return fmt.Sprintf("%.2f (%.2f to %.2f)", median(all), all[quarter], all[len(all)-1-quarter])
+	n := float64(len(all))
+	low := max(0, int((n-1.96*math.Sqrt(n))/2))
+	return fmt.Sprintf("%.2f (%.2f to %.2f)", median(all), all[low], all[len(all)-1-low])
 }
