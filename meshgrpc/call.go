@@ -46,10 +46,11 @@ type call struct {
 
 // observed is the part of a call that only observers need.
 type observed struct {
-	description              // of the first start of the call
-	begun       bool         // description is in use
-	told        bool         // that the message of a unary call was sent
-	sent        atomic.Int64 // the sizes of messages
+	sent        atomic.Int64    // the sizes of messages
+	description                 // of the first start of the call; keeps the two sums apart, which different processors may write
+	begun       bool            // description is in use
+	told        bool            // that the message of a unary call was sent
+	messages    engine.Messages // of the first start of a stream
 	received    atomic.Int64
 }
 

@@ -315,8 +315,8 @@ func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	passed := in.passes(stream)
 	panicked := true
 	defer func() {
-		passed.code, in.panicked = grpcstatus.Code(err), panicked
-		passed.release()
+		in.passed.code, in.panicked = grpcstatus.Code(err), panicked
+		in.passed.release()
 	}()
 	err = handler(srv, passed)
 	if denied := in.withdrawn(); denied != nil {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -23,10 +23,8 @@ import (
 type stream struct {
 	call
 	replayed grpcreplay.Stream
-	series   grpcreplay.Series // of attempts
-
-	mu       sync.Mutex
-	messages engine.Messages // of the latest start of the call
+	series   grpcreplay.Series               // of attempts
+	messages atomic.Pointer[engine.Messages] // of the latest start of the call; nil if nobody observes them
 }
 
 // stream is the grpc.StreamClientInterceptor.
@@ -64,20 +62,31 @@ func newStream(e *engine.Engine) *stream {
 // Sent implements grpcreplay.Meter.
 func (s *stream) Sent(size int) {
 	s.observed.sent.Add(int64(size))
-	s.current().Sent()
+	if m := s.messages.Load(); m != nil {
+		m.Sent()
+	}
 }
 
 // Received implements grpcreplay.Meter.
 func (s *stream) Received(size int) {
 	s.observed.received.Add(int64(size))
-	s.current().Received()
+	if m := s.messages.Load(); m != nil {
+		m.Received()
+	}
 }
 
-// current returns the observer of messages of the latest start of the call.
-func (s *stream) current() engine.Messages {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.messages
+// observeMessages sets the observer of messages to that of the latest start of the call.
+func (s *stream) observeMessages() {
+	now := s.Messages()
+	if now == (engine.Messages{}) {
+		return
+	}
+	m := &s.observed.messages
+	if last := s.messages.Load(); last != nil { // it may be in use
+		m = new(engine.Messages)
+	}
+	*m = now
+	s.messages.Store(m)
 }
 
 // Make implements grpcreplay.Driver.
@@ -204,9 +213,9 @@ func (s *stream) replayable() bool { return !s.replayed.Committed() }
 
 // send implements attempter.
 func (s *stream) send(t *try) (pending bool) {
-	s.mu.Lock()
-	s.messages = s.Messages()
-	s.mu.Unlock()
+	if s.observed != nil {
+		s.observeMessages()
+	}
 	r, opened := s.replayed.Open(t, s.sent.method, t.options())
 	if !opened {
 		s.judge(t, r)

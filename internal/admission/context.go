@@ -44,7 +44,11 @@ func (c *Context) child() *endable {
 // Withdrawn reports whether the context was ended by a *Withdrawn.
 func (c *Context) Withdrawn() bool {
 	e := c.endable.Load()
-	if e == nil || e.Err() == nil {
+	return e != nil && e.withdrawn()
+}
+
+func (e *endable) withdrawn() bool {
+	if e.Err() == nil {
 		return false
 	}
 	_, ended := errors.AsType[*Withdrawn](context.Cause(e))

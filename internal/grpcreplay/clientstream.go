@@ -69,6 +69,16 @@ func (s *Stream) answered() *try {
 
 // RecvMsg implements grpc.ClientStream.
 func (s *Stream) RecvMsg(m any) error {
+	if t := s.receives.Load(); t != nil && !s.got {
+		err := t.cs.RecvMsg(m)
+		if err != nil {
+			return s.broke(t, m, err)
+		}
+		if s.config.Meter != nil {
+			s.receivedMessage(m)
+		}
+		return nil
+	}
 	t, over, err := s.wait(m)
 	if err != nil {
 		return err
@@ -80,7 +90,7 @@ func (s *Stream) RecvMsg(m any) error {
 		err := s.receive(t, m)
 		if err == nil {
 			if s.config.Meter != nil && s.config.Desc.ServerStreams {
-				s.receivedMessage()
+				s.receivedMessage(m)
 			}
 			if !s.config.Desc.ServerStreams { // there is only one message
 				t.over(nil)
@@ -89,9 +99,20 @@ func (s *Stream) RecvMsg(m any) error {
 			s.in = nil // the message now belongs to the caller
 			return nil
 		}
-		s.received = err // interceptors may return another error than gRPC
-		t.note(err)
+		return s.broke(t, m, err)
 	}
+	return s.ended(t, m)
+}
+
+// broke ends the stream of t, from which RecvMsg got err instead of the message m, and returns the error for the caller.
+func (s *Stream) broke(t *try, m any, err error) error {
+	s.received = err // interceptors may return another error than gRPC
+	t.note(err)
+	return s.ended(t, m)
+}
+
+// ended ends the stream, whose last try t is over, and returns the error for a RecvMsg of the message m.
+func (s *Stream) ended(t *try, m any) error {
 	s.end()
 	t.end() // gRPC may not have noticed the end, if an interceptor has ended the stream
 	switch {
@@ -107,9 +128,9 @@ func (s *Stream) RecvMsg(m any) error {
 	return io.EOF
 }
 
-// receivedMessage reports the received message to the Meter.
-func (s *Stream) receivedMessage() {
-	size, _ := grpcwire.MessageSize(s.in)
+// receivedMessage reports a received message to the Meter.
+func (s *Stream) receivedMessage(m any) {
+	size, _ := grpcwire.MessageSize(m)
 	s.config.Meter.Received(size)
 }
 
@@ -129,6 +150,12 @@ func (s *Stream) receive(t *try, m any) error {
 
 // SendMsg implements grpc.ClientStream.
 func (s *Stream) SendMsg(m any) error {
+	if t := s.sends.Load(); t != nil {
+		if s.config.Meter != nil {
+			return s.sendMetered(t, m)
+		}
+		return t.cs.SendMsg(m)
+	}
 	_, once := m.(*grpc.PreparedMsg) // gRPC sends such a message only once
 	s.out = Message{Value: m}
 	defer s.out.Free()
@@ -163,6 +190,16 @@ func (s *Stream) SendMsg(m any) error {
 			return err
 		}
 	}
+}
+
+// sendMetered sends a message on the last try, and on no other.
+func (s *Stream) sendMetered(t *try, m any) error {
+	size, _ := grpcwire.MessageSize(m) // before it is sent, since it may change afterwards
+	err := t.cs.SendMsg(m)
+	if err == nil {
+		s.config.Meter.Sent(size)
+	}
+	return err
 }
 
 // keep keeps the message that t has taken. It reports false if t is no longer the current try, so that the message is lost.

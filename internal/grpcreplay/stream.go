@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -47,6 +48,10 @@ type Stream struct {
 	told      bool  // the stream goes on, or the caller's options were set
 
 	panicked any // the panic of the driver or of resending, which is passed on to the caller
+
+	// The try to which messages go, and from which they come, without the lock; nil as long as anything may change that. The two
+	// directions do not write to memory that the other one uses.
+	sends, receives atomic.Pointer[try]
 
 	resending sync.WaitGroup // what sends kept on last while its response is awaited
 
@@ -261,10 +266,11 @@ func (s *Stream) settle(a Answer) {
 	}
 	s.mu.Lock()
 	s.answer, s.settled, s.told = a, true, a.Err == nil
-	s.commitLocked()
 	if a.Err != nil {
 		s.current = nil
+		s.sends.Store(nil)
 	}
+	s.commitLocked()
 	over := s.over
 	s.news.Broadcast()
 	s.mu.Unlock()
@@ -285,7 +291,7 @@ func (s *Stream) settle(a Answer) {
 func (s *Stream) end() {
 	s.ending.Do(func() {
 		if s.config.Meter != nil && s.err == nil && !s.config.Desc.ServerStreams && s.in != nil {
-			s.receivedMessage() // gRPC ends such a stream within RecvMsg, before that returns the only message
+			s.receivedMessage(s.in) // gRPC ends such a stream within RecvMsg, before that returns the only message
 		}
 		s.instead = s.driver.End(s.err)
 	})
@@ -335,5 +341,20 @@ func (s *Stream) commitLocked() {
 	s.committed = true
 	if !s.replaying {
 		s.kept.Drop()
+	}
+	s.shortenLocked()
+}
+
+// shortenLocked lets messages take the short way, if that is possible now.
+func (s *Stream) shortenLocked() {
+	t := s.current
+	if t == nil || !s.committed || s.replaying {
+		return
+	}
+	if s.config.Desc.ClientStreams && t.clock == (deadline.Upload{}) {
+		s.sends.Store(t)
+	}
+	if s.config.Desc.ServerStreams && s.settled && s.answer.Limits == nil && !s.over {
+		s.receives.Store(t)
 	}
 }

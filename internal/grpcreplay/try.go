@@ -208,6 +208,7 @@ func (s *Stream) open(t *try) {
 	s.opened = true
 	if !t.dropped && (!s.settled || s.answer.Err == nil) {
 		s.current = t
+		s.shortenLocked()
 	}
 	closed := s.closed
 	s.news.Broadcast()
@@ -250,6 +251,7 @@ func (t *try) note(err error) (ends, resume bool) {
 			err = nil
 		}
 		s.over, s.err = true, err
+		s.receives.Store(nil)
 	}
 	return s.settled && s.answer.Err == nil, s.takeLocked()
 }
