@@ -233,6 +233,13 @@ func (c *Circuit) State() State {
 
 // Allow returns a Lease for one call, or [ErrOpen]. The caller must call Done on the lease when the call has ended.
 func (c *Circuit) Allow() (Lease, error) {
+	if p := c.current(); p.state() == Closed && c.cfg.SlowCall == 0 {
+		return Lease{circuit: c, phase: p}, nil
+	}
+	return c.allow()
+}
+
+func (c *Circuit) allow() (Lease, error) {
 	lease := Lease{circuit: c, phase: c.current()}
 	if lease.phase.state() != Closed {
 		breaker := c.trips.Load().breaker
@@ -252,7 +259,7 @@ func (c *Circuit) Allow() (Lease, error) {
 		c.deliver()
 	}
 	if c.cfg.SlowCall > 0 {
-		lease.clock = time.Since(c.window.start)
+		lease.clock = time.Since(c.window.start) + 1
 	}
 	return lease, nil
 }
@@ -264,15 +271,21 @@ type Lease struct {
 	phase   phase
 	probe   *probe // nil if the circuit was closed
 
-	// clock is when the call began, relative to circuit.window.start; once it is answered, the complement of the response time.
-	// It is set only if slow calls count.
+	// clock is 1 and when the call began, relative to circuit.window.start; once it is answered, the complement of the response time.
+	// It is 0 unless slow calls count.
 	clock time.Duration
 }
 
 // Answered reports that the response has begun. What follows, such as a long body, does not make the call slow.
 func (l *Lease) Answered() {
-	if l.circuit != nil && l.circuit.cfg.SlowCall > 0 && l.clock >= 0 {
-		l.clock = ^(time.Since(l.circuit.window.start) - l.clock)
+	if l.clock > 0 {
+		l.answered()
+	}
+}
+
+func (l *Lease) answered() {
+	if l.circuit != nil {
+		l.clock = ^(time.Since(l.circuit.window.start) + 1 - l.clock)
 	}
 }
 
@@ -283,8 +296,8 @@ func (l *Lease) Done(outcome Outcome) {
 	if c == nil {
 		return
 	}
-	if outcome == Success && c.window == nil && l.probe == nil && c.consecutive.Load() == 0 {
-		l.circuit = nil // the usual case: there is nothing to count
+	if outcome == Success && l.probe == nil && c.unmoved() {
+		l.circuit = nil // the usual case
 		return
 	}
 	slow := false
@@ -301,6 +314,9 @@ func (l *Lease) Done(outcome Outcome) {
 	}
 	c.deliver()
 }
+
+// unmoved reports whether there is nothing to count about a call that succeeds.
+func (c *Circuit) unmoved() bool { return c.window == nil && c.consecutive.Load() == 0 }
 
 // deliver calls the handler of changes, if there are any.
 func (c *Circuit) deliver() {

@@ -49,10 +49,13 @@ type Transport struct {
 
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	d, err := t.destination(req)
-	if err != nil {
-		body.CloseRequest(req)
-		return nil, err
+	d := t.known(req)
+	if d == nil {
+		var err error
+		if d, err = t.add(req); err != nil {
+			body.CloseRequest(req)
+			return nil, err
+		}
 	}
 	lease, err := d.circuit.Allow()
 	if err != nil {
@@ -64,20 +67,13 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		sent = req.WithContext(req.Context())
 		caller.Watch(sent, nil)
 	}
-	returned := false
-	defer func() {
-		if !returned { // Base panicked or exited the goroutine
-			lease.Done(Failure)
-		}
-	}()
+	defer lease.Done(Failure) // if Base panics or exits the goroutine
 	resp, err := base.Or(t.Base).RoundTrip(sent)
-	returned = true
 	lease.Answered()
-	if err != nil || resp == nil || resp.Body == nil || resp.Body == http.NoBody {
-		t.done(&lease, sent, resp, err)
+	if err == nil && resp != nil && resp.Body != nil && resp.Body != http.NoBody {
+		t.watch(resp, sent, &lease)
 	} else {
-		c := &call{transport: t, req: sent, resp: resp, lease: lease}
-		c.body.Attach(resp, c)
+		t.done(&lease, sent, resp, err)
 	}
 	if sent != req && resp != nil {
 		attempt.Restore(resp, req, 1)
@@ -95,12 +91,31 @@ func (t *Transport) States() map[string]State {
 	return statesOf(&t.plain, &t.secure)
 }
 
-func (t *Transport) destination(req *http.Request) (*destination, error) {
+// known returns the destination of a request, if it is known under this name.
+func (t *Transport) known(req *http.Request) *destination {
+	if t.Key != nil {
+		return t.plain.get(t.Key(req))
+	}
 	// Two registries instead of names with a scheme: joining the two would allocate.
+	switch u := req.URL; {
+	case u == nil:
+		return t.plain.get("")
+	case u.Scheme == "http":
+		return t.plain.get(u.Host)
+	case u.Scheme == "https":
+		return t.secure.get(u.Host)
+	default:
+		return t.plain.get(u.Scheme + "://" + u.Host)
+	}
+}
+
+// add returns the destination of a request that was not known.
+func (t *Transport) add(req *http.Request) (*destination, error) {
 	r, prefix, name := &t.plain, "", ""
 	switch {
 	case t.Key != nil:
 		name = t.Key(req)
+		return r.add(name, name, t.Config, t.OnChange, time.Now())
 	case req.URL == nil:
 		// Base reports the error.
 	case req.URL.Scheme == "https":
@@ -110,19 +125,14 @@ func (t *Transport) destination(req *http.Request) (*destination, error) {
 	default:
 		name = req.URL.Scheme + "://" + req.URL.Host
 	}
+	name = strings.ToLower(name)
 	if d := r.get(name); d != nil {
 		return d, nil
-	}
-	if t.Key == nil {
-		name = strings.ToLower(name)
-		if d := r.get(name); d != nil {
-			return d, nil
-		}
 	}
 	return r.add(name, prefix+name, t.Config, t.OnChange, time.Now())
 }
 
-// call is a call whose response body is being read: the only allocation that this package makes per call.
+// call is a call whose response body is being read, if a reader does not do.
 type call struct {
 	body      body.Reader
 	transport *Transport
@@ -148,22 +158,27 @@ func (t *Transport) done(lease *Lease, req *http.Request, resp *http.Response, e
 }
 
 func (t *Transport) outcome(req *http.Request, resp *http.Response, err error) Outcome {
-	if err != nil {
-		switch failure.Of(req.Context(), req, err) {
-		case failure.Refused, failure.BadRequest:
-			return Ignored
-		case failure.Canceled:
-			if req.Context().Err() != nil || caller.Canceled(req) { // and not a layer below
-				return Ignored
-			}
-		}
-	}
 	switch {
+	case err != nil && says(req, err) == Ignored:
+		return Ignored
 	case t.IsFailure != nil && t.IsFailure(resp, err),
 		t.IsFailure == nil && (err != nil || resp == nil || resp.StatusCode >= 500):
 		return Failure
 	}
 	return Success
+}
+
+// says returns what an error says about the destination.
+func says(req *http.Request, err error) Outcome {
+	switch failure.Of(req.Context(), req, err) {
+	case failure.Refused, failure.BadRequest:
+		return Ignored
+	case failure.Canceled:
+		if req.Context().Err() != nil || caller.Canceled(req) { // and not a layer below
+			return Ignored
+		}
+	}
+	return Failure
 }
 
 // registry holds circuits by name. The zero registry is empty.

@@ -757,6 +757,10 @@ func TestTransport_Allocations(t *testing.T) {
 	if with-bare > 1 {
 		t.Errorf("a call allocates %v times more than bare, want once", with-bare)
 	}
+	rt = &breaker.Transport{Base: noop{}}
+	if n := bytesOf(func() { roundTrip(t, rt, req) }) - bytesOf(func() { roundTrip(t, noop{}, req) }); n > 48 {
+		t.Errorf("a call allocates %d bytes more than bare, want 48", n)
+	}
 	empty := &http.Response{StatusCode: http.StatusNoContent, Body: http.NoBody, Request: req}
 	rt.Base = roundTripFunc(func(*http.Request) (*http.Response, error) { return empty, nil })
 	if n := testing.AllocsPerRun(1000, func() { roundTrip(t, rt, req) }); n > 0 {

@@ -86,9 +86,19 @@ type Loop struct {
 func (l *Loop) Do(req *http.Request, a Attempter) (*http.Response, Summary, error) {
 	l.Budget.Deposit()
 	if l.Limiter.counts() {
-		l.Limiter.calls.Add(1)
-		defer l.Limiter.calls.Add(-1)
+		return l.counted(req, a)
 	}
+	return l.start(req, a)
+}
+
+// counted makes a call that the Limiter counts.
+func (l *Loop) counted(req *http.Request, a Attempter) (*http.Response, Summary, error) {
+	l.Limiter.calls.Add(1)
+	defer l.Limiter.calls.Add(-1)
+	return l.start(req, a)
+}
+
+func (l *Loop) start(req *http.Request, a Attempter) (*http.Response, Summary, error) {
 	config := &l.Policy.config
 	if config.Retries > 0 && req.Body != nil && req.Body != http.NoBody && req.GetBody == nil {
 		limit := config.BodyLimit

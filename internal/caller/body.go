@@ -68,7 +68,11 @@ const inMemory = 64 << 10
 // ToWatch reports whether the body of req needs to be watched. A small body in memory does not: it cannot fail and takes no time to read.
 // net/http sends it together with the header, but only if it can see the type of the reader.
 func ToWatch(req *http.Request) bool {
-	if req.Body == nil || req.Body == http.NoBody {
+	return req.Body != nil && toWatch(req)
+}
+
+func toWatch(req *http.Request) bool {
+	if req.Body == http.NoBody {
 		return false
 	}
 	size, ok := SizeInMemory(req.Body)
