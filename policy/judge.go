@@ -373,11 +373,15 @@ func (c *compiler) refusals(add func(d *document, problems []yamldoc.Problem, om
 
 // twice reports that a document has the identity of another one. If the text of a last good version is the same as that of the other document,
 // that does not make the refused version a twin. Two feeds may have different versions of one object for a while. Which one is newer is unknown,
-// and anybody can copy a uid, so whatever either version forbids is forbidden.
+// and anybody can copy a uid, so whatever either version forbids is forbidden. Of those that say who may connect, one counts: see settle.
 func (d *document) twice(first *document) {
 	sameObject := first.from.alone && d.from.alone && d.uid != "" && d.uid == first.uid
 	if _, forbids := d.is.(*access); forbids && sameObject && !d.same(first) {
 		d.Warnf("metadata.name", "%s is there in another version, too, in %s:%d: both are in force", d, first.file, first.Line)
+		return
+	}
+	if sameObject && d.authenticates() != nil && !d.sameAuthentication(first) {
+		d.settle(first)
 		return
 	}
 	d.from.twin = sameObject || d.from.verdict == asWritten && d.same(first)
