@@ -124,13 +124,18 @@ func (m *Mesh) load(change, undo func(*documents), feed int) error {
 	d.mu.Unlock()
 
 	if err == nil {
-		settle()
-		m.server.recheck()
+		m.settle(settle)
 	}
 	for _, load := range loads {
 		m.observers.policyLoaded(load)
 	}
 	return err
+}
+
+// settle ends what documents have replaced, and decides again about what was admitted, even if an observer panics.
+func (m *Mesh) settle(replaced func()) {
+	defer m.server.recheck()
+	replaced()
 }
 
 // enforceLocked compiles the static documents and those of feeds, and puts them into force. It returns no plan if they are invalid.

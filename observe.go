@@ -25,6 +25,11 @@ import (
 // several at the same time. They must return quickly and must not keep what they are given: a [Call], [Attempt], [Inbound]
 // or [Conn] is valid until its End function returns. They must not call [Mesh.Close], which waits for those goroutines, for
 // 30 seconds at most.
+//
+// The mesh does not recover from a panic in a function. On the goroutine of a call, the panic passes through to the caller, for
+// a request to this process to the http.Server, which recovers from it, and for a gRPC call to the server of gRPC, which does
+// not. On a goroutine of the mesh's own, it ends the process. Whoever recovers finds nothing in flight that has ended, and a
+// request body closed; but functions that would have been called after the one that panicked may not have been.
 type Observer struct {
 	// Started is called once, when the mesh is ready and before [New] returns it. From then on [Mesh.Status] may be called.
 	Started func(m *Mesh)

@@ -154,13 +154,7 @@ func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Respo
 		}
 	}()
 	for n := 2; ; n++ {
-		if resp != nil {
-			discard(resp)
-		}
-		if cause := l.sleep(req, next.wait); cause != nil {
-			if next.body != nil {
-				next.body.Close()
-			}
+		if cause := l.pause(req, resp, next); cause != nil {
 			return nil, Summary{Attempts: n - 1, Stopped: l.ended(req)}, wrap(n-1, cause)
 		}
 		var (
@@ -179,6 +173,23 @@ func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Respo
 		}
 		held = true
 	}
+}
+
+// pause is what happens between two tries. The response of the first one, if any, is discarded. If there is no second one, since the caller
+// has given up or the end of the response panics, the body for it is closed.
+func (l *Loop) pause(req *http.Request, resp *http.Response, next step) error {
+	over := false
+	defer func() {
+		if !over && next.body != nil {
+			next.body.Close()
+		}
+	}()
+	if resp != nil {
+		discard(resp)
+	}
+	cause := l.sleep(req, next.wait)
+	over = cause == nil
+	return cause
 }
 
 // step is what follows a try: another one after a wait, with a slot of the limiter held and the request body rewound, or the

@@ -264,17 +264,17 @@ func (a *Attempt) Abandon() {
 // finish releases everything and tells the observers.
 func (a *Attempt) finish(result breaker.Result, outcome breaker.Outcome, err error) {
 	if a.observer == nil {
+		defer a.call.exit(a.cluster)
 		a.give(result, outcome)
-		a.call.exit(a.cluster)
 		return
 	}
 	peerID := ""
 	if a.conns != nil {
 		peerID = a.conns.ProvenID()
 	}
+	defer a.observeEnd(peerID, err)
+	defer a.call.exit(a.cluster)
 	a.give(result, outcome)
-	a.call.exit(a.cluster)
-	a.observeEnd(peerID, err)
 }
 
 // judge returns how a failure counts for the endpoint and for the destination.
@@ -296,12 +296,12 @@ func (a *Attempt) judge(kind failure.Kind) (breaker.Result, breaker.Outcome) {
 	return breaker.Reset, breaker.Failure
 }
 
-// give releases everything except the place in the cluster.
+// give releases everything except the place in the cluster, even if an observer of ejections or circuits panics.
 func (a *Attempt) give(result breaker.Result, outcome breaker.Outcome) {
+	defer a.slot.Release()
+	defer a.lease.Done(outcome)
+	defer a.leave(outcome == breaker.Failure)
 	a.report(result)
-	a.leave(outcome == breaker.Failure)
-	a.lease.Done(outcome)
-	a.slot.Release()
 }
 
 // report tells outlier detection how the endpoint did, and discovery that it may be gone.

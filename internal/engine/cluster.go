@@ -163,8 +163,20 @@ func (c *cluster) enter(now time.Time) bool {
 	if second := now.Unix(); c.used.Load() != second {
 		c.used.Store(second)
 	}
-	c.starting.Do(c.start)
+	c.starting.Do(c.startForCall)
 	return true
+}
+
+// startForCall is start for the first call, which is counted out again if an observer panics.
+func (c *cluster) startForCall() {
+	started := false
+	defer func() {
+		if !started {
+			c.leave()
+		}
+	}()
+	c.start()
+	started = true
 }
 
 // leave counts a call out. The last one of a closed cluster gives up its endpoints.

@@ -96,10 +96,6 @@ func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 		return nil, a.End(err)
 	}
 	d.PeerID = a.conns.ProvenID()
-	a.Answered(statusOK)
-	a.report(statusOK)
-	a.lease.Done(breaker.Success)
-	c.exit(a.cluster)
 	raw := &netconn.Conn{Conn: conn}
 	raw.OnClose(func(error) { a.leave(false) })
 	a.conns.OnDistrust(conn, func(why error) { raw.CloseFor(why) })
@@ -107,7 +103,23 @@ func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 		timer := time.AfterFunc(time.Until(expires), func() { raw.CloseFor(errExpired) })
 		raw.OnClose(func(error) { timer.Stop() })
 	}
+	a.connected(raw)
 	return raw, nil
+}
+
+// connected reports that a raw connection was made. If an observer of that panics, nobody gets the connection, so it is closed.
+func (a *Attempt) connected(raw *netconn.Conn) {
+	reported := false
+	defer func() {
+		a.call.exit(a.cluster)
+		if !reported {
+			raw.Close()
+		}
+	}()
+	a.Answered(statusOK)
+	a.report(statusOK)
+	a.lease.Done(breaker.Success)
+	reported = true
 }
 
 var errExpired = errors.New("a certificate that the connection was made with has expired")

@@ -62,12 +62,13 @@ func (e *Engine) Apply(plan *policy.Plan, apart bool) (settle func(), err error)
 	}
 	e.view.Store(next)
 	return func() {
+		defer closeAll(gone)
 		for successor, c := range replaced {
-			// In this order, so that the watch of the service, with its last good endpoints, is never without a subscriber.
-			successor.starting.Do(successor.start)
-			c.close()
+			defer func() { // if an observer panics, the others still begin
+				defer c.close() // last, so that the watch of the service, with its last good endpoints, is never without a subscriber
+				successor.starting.Do(successor.start)
+			}()
 		}
-		closeAll(gone)
 	}, nil
 }
 

@@ -28,19 +28,22 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		t = new(try)
 	}
 	t.call = c
+	acquired, sent, over := false, false, false
+	defer func() {
+		if acquired && !over { // a panic or a Goexit
+			t.Abandon()
+		}
+		if !sent {
+			body.CloseRequest(req)
+		}
+	}()
 	wait, stop := caller.Wait(req.Context(), req)
 	err := c.Acquire(wait, &t.Attempt, n)
 	stop()
 	if err != nil {
-		body.CloseRequest(req)
 		return nil, err
 	}
-	over := false
-	defer func() {
-		if !over { // a panic or a Goexit
-			t.Abandon()
-		}
-	}()
+	acquired = true
 	at, limited := c.Context().Deadline()
 	if limited {
 		req = c.withDeadline(req, n)
@@ -49,7 +52,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	if c.Observed() {
 		req = c.observe(t, req, n, n > 1 || limited)
 	}
-	c.sent = req
+	c.sent, sent = req, true
 	resp, err := c.exchange(req, t)
 	over = true
 	if err != nil {

@@ -166,13 +166,7 @@ var (
 
 // run makes the call, which lasts until the body of the response ends.
 func (c *call) run(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*http.Response, error) {
-	c.Begin(c.req.Context(), e, kind, c.req)
-	wait, stop := caller.Wait(c.Context(), c.req)
-	answer, err := c.serve(wait, to)
-	stop()
-	if c.sent == nil {
-		body.CloseRequest(c.req)
-	}
+	answer, err := c.start(e, kind, to)
 	if err != nil {
 		return nil, err
 	}
@@ -199,6 +193,19 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*http.
 		limits.Watch(resp) // outside; they end with the call
 	}
 	return resp, nil
+}
+
+// start takes the call up to its response. If nothing was sent, not even the body, that is closed, also after a panic of an observer.
+func (c *call) start(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*engine.Refusal, error) {
+	defer func() {
+		if c.sent == nil {
+			body.CloseRequest(c.req)
+		}
+	}()
+	c.Begin(c.req.Context(), e, kind, c.req)
+	wait, stop := caller.Wait(c.Context(), c.req)
+	defer stop()
+	return c.serve(wait, to)
 }
 
 // serve takes the call through the engine.
