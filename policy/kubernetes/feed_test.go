@@ -246,6 +246,37 @@ func TestFeed_FollowsNamespacesThatCallsNeed(t *testing.T) {
 	})
 }
 
+// Services of the root namespace, such as those of collectors of telemetry, are followed from the first call to one of them. The call waits for
+// them, and the other documents of the namespace stay in force meanwhile.
+func TestFeed_FollowsServicesOfTheRootNamespaceForCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := kubetest.New(services, policies)
+		server.Namespace = "shop"
+		server.Apply("{apiVersion: v1, kind: Service, metadata: {name: collector, namespace: istio-system}, spec: {ports: [{port: 4317, name: grpc}]}}",
+			"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: a, namespace: istio-system}, spec: {}}")
+		feed := &kubernetes.Feed{Client: (*discovery.Client)(server.Memory(t))}
+		n, stop := watch(t, feed)
+		defer stop()
+		n.want(t, time.Minute, "istio-system/AuthorizationPolicy/a")
+		for _, request := range server.Requests() {
+			if strings.Contains(request, "/istio-system/services") {
+				t.Errorf("Services that are not called are asked for: %s", request)
+			}
+		}
+		before := time.Now()
+		feed.Need(t.Context(), "istio-system")
+		n.want(t, 0, "istio-system/AuthorizationPolicy/a istio-system/Service/collector")
+		if waited := time.Since(before); waited > time.Second {
+			t.Errorf("Need waited for %v", waited)
+		}
+		before = time.Now()
+		feed.Need(t.Context(), "istio-system")
+		if waited := time.Since(before); waited > 0 {
+			t.Errorf("Need waited once more, for %v", waited)
+		}
+	})
+}
+
 // A feed reads what the documents of its mesh are compiled for.
 func TestFeed_NamespacesOfTheMesh(t *testing.T) {
 	server := kubetest.New(routes, policies, services)

@@ -31,11 +31,11 @@ func kinds() map[string][]kind {
 }
 
 // concerns reports whether documents of the kind matter to this process if they are in a namespace that is neither its own nor the root
-// namespace. They do if they specify how services of that namespace are called.
-func (k *kind) concerns(own, root bool) bool {
+// namespace. They do if they specify how services of that namespace are called. called says that calls go to such services, if it is the root namespace.
+func (k *kind) concerns(own, root, called bool) bool {
 	switch {
 	case k.Group == "" && root && !own:
-		return false // Services of the root namespace are like those of any other
+		return called // Services of the root namespace are like those of any other
 	case own, root:
 		return true
 	}

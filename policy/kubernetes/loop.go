@@ -42,9 +42,12 @@ type loop struct {
 
 	wanting chan struct{} // receives when wanted has grown
 
-	mu      sync.Mutex
-	wanted  []string                 // further namespaces to follow
-	inForce map[string]chan struct{} // by namespace; closed when the consumer has taken its documents
+	root string // the root namespace, if it is not the own one
+
+	mu        sync.Mutex
+	wanted    []string                 // further namespaces to follow
+	needsRoot bool                     // calls wait for Services of the root namespace
+	inForce   map[string]chan struct{} // by namespace; closed when the consumer has taken its documents
 }
 
 // group is an API group.
@@ -87,6 +90,7 @@ type namespace struct {
 	first     bool // mesh.New waits for it
 	expired   bool // calls no longer wait for it
 	complete  bool // all of it has been read once
+	called    bool // calls go to its services, which matters only for the root namespace: all others are followed for such calls, or are the own one
 }
 
 // key names what one watch follows.
@@ -113,6 +117,9 @@ func newLoop(ctx context.Context, feed *Feed, own, root string) *loop {
 	}
 	l.settles.Stop()
 	l.tells.Stop()
+	if root != own {
+		l.root = root
+	}
 	for name := range l.kinds {
 		l.groups[name] = &group{again: make(chan struct{}, 1)}
 	}
@@ -184,6 +191,10 @@ func (l *loop) schedule() {
 func (l *loop) want(name string) {
 	l.mu.Lock()
 	l.wanted = append(l.wanted, name)
+	if name == l.root {
+		l.needsRoot = true
+		delete(l.inForce, name) // all but its Services may be in force
+	}
 	l.mu.Unlock()
 	select {
 	case l.wanting <- struct{}{}:
@@ -193,11 +204,16 @@ func (l *loop) want(name string) {
 
 // need begins to follow a namespace.
 func (l *loop) need(name string) {
-	if l.namespaces[name] != nil {
+	n := l.namespaces[name]
+	switch {
+	case n == nil:
+		n = new(namespace)
+		l.namespaces[name] = n
+	case n.root && !n.own && !n.called:
+		n.called = true
+	default:
 		return
 	}
-	n := new(namespace)
-	l.namespaces[name] = n
 	l.reconcile()
 	l.after(patience, func() { n.expired, l.dirty = true, true })
 	l.dirty = true
@@ -236,7 +252,7 @@ func (l *loop) reconcile() {
 				continue
 			}
 			for _, kind := range kinds {
-				if !kind.concerns(n.own, n.root) {
+				if !kind.concerns(n.own, n.root, n.called) {
 					continue
 				}
 				k := key{name, group, kind.Name}
@@ -279,7 +295,8 @@ func (l *loop) take(w *watch, documents []document, err error) {
 	}
 	if err != nil {
 		l.fail(&w.failure, err, w.name(), w.known)
-		l.dirty = l.dirty || !l.ready || !l.namespaces[w.namespace].complete
+		n := l.namespaces[w.namespace]
+		l.dirty = l.dirty || !l.ready || !n.complete || n.called
 		return
 	}
 	if !w.read.IsZero() && len(documents) == 0 {
@@ -321,7 +338,7 @@ func (l *loop) read(name string, n *namespace) bool {
 			return false
 		}
 		for _, kind := range kinds {
-			if g.served[kind.Name].Version == "" || !kind.concerns(n.own, n.root) {
+			if g.served[kind.Name].Version == "" || !kind.concerns(n.own, n.root, n.called) {
 				continue
 			}
 			if w := l.watches[key{name, group, kind.Name}]; w == nil || !w.known() && (n.first || !denied(w.err)) {
@@ -338,13 +355,18 @@ func (l *loop) publish(yield func([]policy.Source, error) bool) bool {
 		return true
 	}
 	l.ready, l.dirty = true, false
+	l.mu.Lock()
+	needsRoot := l.needsRoot
+	l.mu.Unlock()
 	var all []document
 	var taken []string
 	for name, n := range l.namespaces {
 		if n.complete = n.complete || n.expired || l.read(name, n); !n.complete {
 			continue // a namespace is yielded as a whole
 		}
-		taken = append(taken, name)
+		if name != l.root || !needsRoot || n.called && (n.expired || l.read(name, n)) {
+			taken = append(taken, name)
+		}
 		for k, w := range l.watches {
 			if k.namespace == name {
 				all = append(all, w.documents...)

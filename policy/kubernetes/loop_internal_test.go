@@ -370,7 +370,9 @@ func TestFeed_NeedWaitsForTheDocumentsOfANamespace(t *testing.T) {
 				return done.Load()
 			}
 		}
-		if !need("shop")() || !need("istio-system")() {
+		root := need("istio-system") // whose Services have not been followed
+		d.want(time.Second)
+		if !need("shop")() || !need("istio-system")() || !root() {
 			t.Error("Need waits for a namespace whose documents are in force")
 		}
 		billing := need("billing")
@@ -425,7 +427,7 @@ func TestFeed_NeedWaitsForTheDocumentsOfANamespace(t *testing.T) {
 		if !late() {
 			t.Error("Need waits for what may not be read, if everything else was read before")
 		}
-		d.want(time.Minute, "error: kubernetes: cannot read VirtualService in denied, VirtualService in late: denied; what was read until 2000-01-01T00:00:11Z stays in force")
+		d.want(time.Minute, "error: kubernetes: cannot read VirtualService in denied, VirtualService in late: denied; what was read until 2000-01-01T00:00:12Z stays in force")
 	})
 }
 
