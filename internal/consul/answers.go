@@ -2,7 +2,6 @@ package consul
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,11 +12,24 @@ import (
 )
 
 const (
-	// A set of documents may have 64 MiB, which are 86 MiB in base64.
-	mostAnswer  = 128 << 20 // bytes of an answer
 	mostMessage = 1 << 10   // bytes of the text of an error
 	mostRefusal = 256 << 10 // bytes of the refusal of a transaction, which names each operation
+	mostObjects = 1 << 19   // objects of JSON in an answer: an empty one takes two bytes, and a hundred times as many in memory
 )
+
+// mostAnswer returns the maximum number of bytes of an answer.
+func mostAnswer(of *url.URL) int64 {
+	under := func(prefix string) bool { return strings.Contains(of.Path, "/v1/"+prefix) } // the address of the agent may have a path
+	switch {
+	case under("kv/") && of.Query().Has("recurse"):
+		return 128 << 20 // a set of documents may have 64 MiB, which are 86 MiB in base64
+	case under("health/"), under("catalog/"):
+		return 64 << 20 // 30,000 instances with 2 kB each
+	case under("config/"), under("kv/"), under("connect/intentions/"):
+		return 32 << 20
+	}
+	return 4 << 20 // a key or an entry has half a megabyte at most
+}
 
 // check prepares an answer for the official client. That client reads bodies of any length, puts the whole body of an error into its text,
 // and ignores all headers if one of them is missing or invalid.
@@ -30,9 +42,10 @@ func check(req *http.Request, resp *http.Response) {
 	}
 	switch {
 	case resp.StatusCode == http.StatusOK:
-		resp.Body = &bounded{resp.Body, mostAnswer}
+		most := mostAnswer(req.URL)
+		resp.Body = &bounded{ReadCloser: resp.Body, most: most, left: most, objects: mostObjects}
 	case resp.StatusCode == http.StatusConflict && strings.HasSuffix(req.URL.Path, "/v1/txn"): // JSON
-		resp.Body = &bounded{resp.Body, mostRefusal}
+		resp.Body = &bounded{ReadCloser: resp.Body, most: mostRefusal, left: mostRefusal, objects: mostObjects}
 	default:
 		resp.Body = &message{ReadCloser: resp.Body, token: req.Header.Get(tokenHeader)}
 	}
@@ -44,28 +57,35 @@ const (
 	mostContact   = 1 << 40 // milliseconds
 )
 
-// bounded is a body that ends with an error after left bytes.
+// bounded is a body that ends with an error after a number of bytes, or of objects of JSON.
 type bounded struct {
 	io.ReadCloser
-	left int64
+	most, left int64 // bytes
+	objects    int   // that are left
 }
 
 // Read implements io.Reader.
 func (b *bounded) Read(p []byte) (int, error) {
-	if b.left < 0 {
-		return 0, errTooLong
-	}
-	if int64(len(p)) > b.left+1 {
+	if b.left >= 0 && int64(len(p)) > b.left+1 {
 		p = p[:b.left+1]
 	}
-	n, err := b.ReadCloser.Read(p)
-	if b.left -= int64(n); b.left < 0 {
-		return n, errTooLong
+	n := 0
+	var err error
+	if b.left >= 0 && b.objects >= 0 {
+		n, err = b.ReadCloser.Read(p)
+		b.left -= int64(n)
+		b.objects -= bytes.Count(p[:n], []byte("{"))
+	}
+	switch { // what was read last does not count, or a decoder would be content with it
+	case b.left < 0 && b.most >= 1<<20:
+		n, err = 0, fmt.Errorf("the answer is too long: it has more than %d MiB", b.most>>20)
+	case b.left < 0:
+		n, err = 0, fmt.Errorf("the answer is too long: it has more than %d KiB", b.most>>10)
+	case b.objects < 0:
+		n, err = 0, fmt.Errorf("the answer is too long: it has more than %d objects", mostObjects)
 	}
 	return n, err
 }
-
-var errTooLong = errors.New("the answer is too long")
 
 // message is the body of an error. Only its beginning is read, as one line and without the token of the request.
 type message struct {

@@ -112,17 +112,39 @@ func (e *endless) Read(p []byte) (int, error) {
 func (e *endless) Close() error { return nil }
 
 func TestAnswersAreBounded(t *testing.T) {
-	for status, most := range map[int]int64{http.StatusOK: mostAnswer, http.StatusConflict: mostRefusal, http.StatusNotFound: mostMessage, http.StatusInternalServerError: mostMessage} {
+	for _, test := range []struct {
+		status int
+		path   string
+		most   int64
+		want   string // of the error
+	}{
+		{http.StatusOK, "/v1/kv/mesh/v/1/?recurse=", 128 << 20, "the answer is too long: it has more than 128 MiB"},
+		{http.StatusOK, "/v1/kv/mesh/current", 32 << 20, "more than 32 MiB"},
+		{http.StatusOK, "/v1/health/service/web", 64 << 20, "more than 64 MiB"},
+		{http.StatusOK, "/v1/catalog/nodes", 64 << 20, "more than 64 MiB"},
+		{http.StatusOK, "/v1/config/service-router", 32 << 20, "more than 32 MiB"},
+		{http.StatusOK, "/v1/agent/connect/ca/leaf/web", 4 << 20, "more than 4 MiB"},
+		{http.StatusOK, "/agent/v1/agent/connect/ca/roots", 4 << 20, "more than 4 MiB"},
+		{http.StatusConflict, "/v1/txn", mostRefusal, "more than 256 KiB"},
+		{http.StatusNotFound, "/v1/txn", mostMessage, ""},
+		{http.StatusInternalServerError, "/v1/txn", mostMessage, ""},
+	} {
 		e := &endless{}
-		resp := &http.Response{StatusCode: status, Header: http.Header{}, Body: e}
-		check(httptest.NewRequest(http.MethodGet, "/v1/txn", nil), resp)
+		resp := &http.Response{StatusCode: test.status, Header: http.Header{}, Body: e}
+		check(httptest.NewRequest(http.MethodGet, test.path, nil), resp)
 		n, err := io.Copy(io.Discard, resp.Body)
-		if n > most+1 || e.read > most+1 || err == nil && status < http.StatusNotFound {
-			t.Errorf("%d: %d bytes, %v, want at most %d and an error", status, n, err, most)
+		if n > test.most+1 || e.read > test.most+1 || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("%d, %s: %d bytes, %v, want at most %d and %q", test.status, test.path, n, err, test.most, test.want)
 		}
 		if n, err := resp.Body.Read(make([]byte, 1)); n > 0 || err == nil {
-			t.Errorf("%d: the body goes on", status)
+			t.Errorf("%d, %s: the body goes on", test.status, test.path)
 		}
+	}
+	client := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "["+strings.Repeat("{},", mostObjects)+"{}]")
+	})
+	if _, _, err := client.KV().List("mesh", nil); err == nil || !strings.Contains(err.Error(), "more than 524288 objects") {
+		t.Errorf("many objects: %v", err)
 	}
 	// One of just the length is whole.
 	resp := &http.Response{StatusCode: http.StatusConflict, Header: http.Header{}, Body: io.NopCloser(io.LimitReader(&endless{}, mostRefusal))}

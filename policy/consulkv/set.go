@@ -74,6 +74,9 @@ func sum(files []policy.Source) string {
 func (r *reader) files(p pointer, pairs api.KVPairs) ([]policy.Source, error) {
 	var files []policy.Source
 	for _, pair := range pairs {
+		if pair == nil {
+			return nil, fmt.Errorf("a key below %q is null", r.folder(p.Version))
+		}
 		name, below := strings.CutPrefix(pair.Key, r.folder(p.Version))
 		if !below {
 			return nil, fmt.Errorf("key %q is not below %q", pair.Key, r.folder(p.Version))

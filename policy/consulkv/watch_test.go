@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -151,6 +152,33 @@ func TestWatchKeepsTheLastDocuments(t *testing.T) {
 				}
 				f.Change(func(keys kvtest.Keys) { clear(keys.All) })
 				push(t, s, "a.yaml", "2")
+				time.Sleep(later)
+				w.wantLast(t, a2)
+			})
+		})
+	}
+}
+
+// An answer that no agent gives changes nothing.
+func TestWatchKeepsTheLastDocumentsIfAnswersMakeNoSense(t *testing.T) {
+	for name, test := range map[string]struct{ answer, want string }{
+		"a key is null":    {"[null]", `error: a key below "mesh/shop/v/|is null`},
+		"another document": {`{"Key": "x"}`, "error: keys below"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, published, func(t *testing.T, f *fake, s *consulkv.Store, w *follower) {
+				w.want(t, soon, a1+" "+b1)
+				f.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+					if r.Header.Get("X-Consul-Token") != "reader" || !r.URL.Query().Has("recurse") {
+						return false
+					}
+					_, _ = io.WriteString(w, test.answer)
+					return true
+				})
+				push(t, s, "a.yaml", "2")
+				time.Sleep(soon)
+				w.wantLast(t, test.want)
+				f.Intercept(nil)
 				time.Sleep(later)
 				w.wantLast(t, a2)
 			})
