@@ -24,7 +24,10 @@ type wire struct {
 // Read implements net.Conn.
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
-	return n, w.explain(err)
+	if err != nil {
+		err = w.explain(err)
+	}
+	return n, err
 }
 
 // Write implements net.Conn.
@@ -36,15 +39,15 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.sent.Store(true)
 	}
 	n, err := w.Conn.Write(p)
-	return n, w.explain(err)
+	if err != nil {
+		err = w.explain(err)
+	}
+	return n, err
 }
 
 // explain returns the error that the TLS connection gets, and returns to its caller. What is cut off in the handshake has carried nothing
 // of a request, so it counts as a failure to connect.
 func (w *wire) explain(err error) error {
-	if err == nil {
-		return nil
-	}
 	if why := w.distrust.Load(); why != nil {
 		return *why
 	}
