@@ -92,7 +92,7 @@ func (s *stream) observeMessages() {
 // Make implements grpcreplay.Driver.
 func (s *stream) Make() grpcreplay.Answer { return s.answer(s.serve(s)) }
 
-// Resume implements grpcreplay.Resumer.
+// Resume implements grpcreplay.Driver.
 func (s *stream) Resume() grpcreplay.Answer {
 	answer, err := s.Call.Resume(s.goOn)
 	return s.answer(s.served(s, answer, err))
@@ -101,7 +101,7 @@ func (s *stream) Resume() grpcreplay.Answer {
 // answer returns the result of serve.
 func (s *stream) answer(answer *engine.Refusal, err error) (a grpcreplay.Answer) {
 	switch {
-	case err == engine.ErrSuspended && s.last.timed():
+	case err == engine.ErrSuspended && (s.last.timed() || s.series.Holds()):
 		return grpcreplay.Answer{Err: grpcreplay.ErrPrompt}
 	case err == engine.ErrSuspended:
 		return grpcreplay.Answer{Err: grpcreplay.ErrPending}
@@ -153,7 +153,7 @@ func (s *stream) Send(ctx context.Context, loop retry.Loop) (retry.Reason, error
 
 // goOn goes on with Send, with the response to the last try.
 func (s *stream) goOn(ctx context.Context, loop retry.Loop) (retry.Reason, error) {
-	return s.result(ctx, s.series.Resume(ctx, &loop, s, s.outcome()))
+	return s.result(ctx, s.series.Resume(ctx, &loop, s, s.outcome))
 }
 
 // result returns the result of Send.

@@ -60,8 +60,9 @@ func Do(ctx context.Context, l *retry.Loop, tries Tries) (n int, reason retry.Re
 
 // Series is the tries of a call, made one after the other. It is suspended by a try whose outcome is pending.
 type Series struct {
-	n    int32
-	held bool // a slot of the limiter is held, from the decision to retry until the response
+	n       int32
+	held    bool // a slot of the limiter is held, from the decision to retry until the response
+	limited bool // there is a limiter
 }
 
 // Result is the result of a Series.
@@ -74,13 +75,24 @@ type Result struct {
 
 // Begin makes tries as long as the loop allows, or until an outcome is pending.
 func (s *Series) Begin(ctx context.Context, l *retry.Loop, tries Tries) Result {
-	*s = Series{}
+	*s = Series{limited: l.Limiter != nil}
 	l.Budget.Deposit()
 	return s.run(ctx, l, tries, s.try(ctx, l, tries))
 }
 
-// Resume goes on with the outcome of the try that was pending. That may still be so.
-func (s *Series) Resume(ctx context.Context, l *retry.Loop, tries Tries, o Outcome) Result {
+// Holds reports whether a slot of the limiter is held for the try that is pending, so that its response should not be awaited for long.
+func (s *Series) Holds() bool { return s.held && s.limited }
+
+// Resume goes on with the try that was pending, whose outcome await waits for. It may be pending again.
+func (s *Series) Resume(ctx context.Context, l *retry.Loop, tries Tries, await func() Outcome) Result {
+	returned := false
+	defer func() {
+		if !returned { // a panic or a Goexit
+			s.release(l)
+		}
+	}()
+	o := await()
+	returned = true
 	return s.run(ctx, l, tries, o)
 }
 

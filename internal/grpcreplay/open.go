@@ -39,7 +39,21 @@ type single struct {
 
 // Make implements Driver.
 func (s *single) Make() Answer {
-	r := s.replayed.Try(s.ctx, s.method, s.opts)
+	switch r, opened := s.replayed.Open(s.ctx, s.method, s.opts); {
+	case !opened:
+		return Answer{Err: r.Err}
+	case s.answered != nil:
+		return Answer{Err: ErrPrompt}
+	}
+	return Answer{Err: ErrPending}
+}
+
+// Resume implements Driver.
+func (s *single) Resume() Answer {
+	r := s.replayed.Reply(false)
+	if s.replayed.Lost(r) {
+		return s.Make()
+	}
 	if r.Header != nil && s.answered != nil {
 		s.answered()
 	}

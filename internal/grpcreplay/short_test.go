@@ -45,7 +45,12 @@ type one struct {
 }
 
 func (d *one) Make() Answer {
-	d.stream.Try(d.ctx, "/a/b", nil)
+	d.stream.Open(d.ctx, "/a/b", nil)
+	return Answer{Err: ErrPrompt}
+}
+
+func (d *one) Resume() Answer {
+	d.stream.Reply(true)
 	<-d.decide
 	return Answer{Limits: d.limits}
 }

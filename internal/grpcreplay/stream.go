@@ -17,7 +17,7 @@ import (
 // Stream is a grpc.ClientStream that can be retried. Its [Driver] makes the tries until one is answered or there are no more tries. Until
 // then another try can replace the current one, and all messages are sent again. The caller gets the response of the last try.
 //
-// The driver runs on a separate goroutine, unless it is a [Resumer]: then it runs on the goroutines of the caller.
+// The driver runs on the goroutines of the caller, except where it matters when the response comes, or nobody asks for it.
 //
 // A try is committed if no other try can follow: because more was sent than is kept, because gRPC sends a message only once, or because the
 // caller has called Context or Trailer. Messages are kept, not copied: as with gRPC's own streams, the caller must not change a message that
@@ -93,10 +93,14 @@ type Meter interface {
 	Received(size int)
 }
 
-// Driver makes the tries of a [Stream].
+// Driver makes the tries of a [Stream]. It does not wait for responses: Make and Resume return a pending Answer once they have opened a try
+// with [Stream.Open].
 type Driver interface {
-	// Make makes the tries, each with [Stream.Try].
+	// Make makes tries until one is opened, or no other follows.
 	Make() Answer
+
+	// Resume waits for the response with [Stream.Reply], and makes further tries.
+	Resume() Answer
 
 	// Tell sets the caller's options for an answer that ends the stream.
 	Tell(Answer)
@@ -106,16 +110,7 @@ type Driver interface {
 	End(error) error
 }
 
-// Resumer is a Driver that does not wait for responses. Make and Resume return a pending Answer once they have opened a try with
-// [Stream.Open].
-type Resumer interface {
-	Driver
-
-	// Resume waits for the response with [Stream.Reply], and makes further tries.
-	Resume() Answer
-}
-
-// Answers of a [Resumer] have these errors if they are pending. With ErrPrompt, Resume is called at once, on a separate goroutine. Otherwise
+// Answers of a [Driver] have these errors if they are pending. With ErrPrompt, Resume is called at once, on a separate goroutine. Otherwise
 // it is called when the caller needs the result, or when the stream is over.
 var (
 	ErrPending = errors.New("the response has not been awaited")
@@ -140,11 +135,7 @@ func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) 
 	s.config, s.driver, s.apart = config, driver, !grpcend.Direct(config.Streamer)
 	s.news.L = &s.mu
 	s.kept.Room = config.Room
-	if _, resumes := driver.(Resumer); resumes {
-		s.proceed(nil)
-	} else {
-		go starterOf(s)()
-	}
+	s.proceed(nil)
 
 	s.mu.Lock()
 	for !s.opened && !s.settled {
@@ -186,11 +177,8 @@ func (r *starter) run() {
 	s.run()
 }
 
-// run makes the driver make the tries, and settles the stream.
+// run makes the driver go on until the stream is settled.
 func (s *Stream) run() {
-	if _, resumes := s.driver.(Resumer); !resumes {
-		grow()
-	}
 	for s.step() != nil {
 	}
 }
@@ -237,7 +225,7 @@ func (s *Stream) step() (pending error) {
 	s.mu.Unlock()
 	var answer Answer
 	if opened {
-		answer = s.driver.(Resumer).Resume()
+		answer = s.driver.Resume()
 	} else {
 		answer = s.driver.Make()
 	}

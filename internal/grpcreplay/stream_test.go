@@ -36,7 +36,12 @@ type twice struct {
 }
 
 func (d *twice) Make() grpcreplay.Answer {
-	d.stream.Try(d.ctx, "/a/b", nil)
+	d.stream.Open(d.ctx, "/a/b", nil)
+	return grpcreplay.Answer{Err: grpcreplay.ErrPrompt}
+}
+
+func (d *twice) Resume() grpcreplay.Answer {
+	d.stream.Reply(true)
 	close(d.answered)
 	<-d.decide
 	d.dropped = d.stream.Drop()
@@ -99,22 +104,27 @@ type thrice struct {
 	stream  grpcreplay.Stream
 	ctx     context.Context
 	next    chan struct{}
+	tries   int
 	dropped int
 }
 
 func (d *thrice) Make() grpcreplay.Answer {
-	for n := range 3 {
-		d.stream.Try(d.ctx, "/a/b", nil)
-		if n == 2 {
-			break
-		}
-		<-d.next
-		if d.stream.Drop() {
-			d.dropped++
-		}
-		<-d.next
+	d.tries++
+	d.stream.Open(d.ctx, "/a/b", nil)
+	return grpcreplay.Answer{Err: grpcreplay.ErrPrompt}
+}
+
+func (d *thrice) Resume() grpcreplay.Answer {
+	d.stream.Reply(true)
+	if d.tries == 3 {
+		return grpcreplay.Answer{}
 	}
-	return grpcreplay.Answer{}
+	<-d.next
+	if d.stream.Drop() {
+		d.dropped++
+	}
+	<-d.next
+	return d.Make()
 }
 
 func (d *thrice) Tell(grpcreplay.Answer) {}
@@ -171,15 +181,23 @@ func TestTryThatIsDroppedWhileItIsSentAgain(t *testing.T) {
 type once struct {
 	stream grpcreplay.Stream
 	ctx    context.Context
-	drop   chan struct{}
+	drop   chan struct{} // nil once a try was dropped
 }
 
 func (d *once) Make() grpcreplay.Answer {
-	d.stream.Try(d.ctx, "/a/b", nil)
+	d.stream.Open(d.ctx, "/a/b", nil)
+	return grpcreplay.Answer{Err: grpcreplay.ErrPrompt}
+}
+
+func (d *once) Resume() grpcreplay.Answer {
+	d.stream.Reply(true)
+	if d.drop == nil {
+		return grpcreplay.Answer{}
+	}
 	<-d.drop
+	d.drop = nil
 	d.stream.Drop()
-	d.stream.Try(d.ctx, "/a/b", nil)
-	return grpcreplay.Answer{}
+	return d.Make()
 }
 
 func (d *once) Tell(grpcreplay.Answer) {}
@@ -189,7 +207,8 @@ func (d *once) End(error) error        { return nil }
 func TestContextOfAStreamThatIsBeingSentAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		d := &once{ctx: ctx, drop: make(chan struct{})}
+		drop := make(chan struct{})
+		d := &once{ctx: ctx, drop: drop}
 		tries := 0
 		stream, err := d.stream.Begin(grpcreplay.Config{
 			Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 20, Encoding: grpcreplay.EncodingOf(nil),
@@ -209,7 +228,7 @@ func TestContextOfAStreamThatIsBeingSentAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		d.drop <- struct{}{}
+		drop <- struct{}{}
 		if _, err := stream.Header(); err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +262,15 @@ type single struct {
 }
 
 func (d *single) Make() grpcreplay.Answer {
-	r := d.stream.Try(d.ctx, "/a/b", nil)
+	d.stream.Open(d.ctx, "/a/b", nil)
+	return grpcreplay.Answer{Err: grpcreplay.ErrPrompt}
+}
+
+func (d *single) Resume() grpcreplay.Answer {
+	r := d.stream.Reply(true)
+	if d.stream.Lost(r) {
+		return d.Make()
+	}
 	return grpcreplay.Answer{Header: r.Header, Err: r.Err}
 }
 

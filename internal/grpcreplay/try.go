@@ -39,20 +39,6 @@ type try struct {
 	opts    [3]grpc.CallOption
 }
 
-// Try makes another try with ctx, up to the beginning of its response. If its connection is lost before it is sent, it starts over, once. gRPC
-// does that for a caller of RecvMsg, but not for one of Header, which takes such a stream for one that has ended well.
-func (s *Stream) Try(ctx context.Context, method string, opts []grpc.CallOption) Reply {
-	r, opened := s.Open(ctx, method, opts)
-	if opened {
-		if r = s.Reply(true); s.Lost(r) {
-			if r, opened = s.Open(ctx, method, opts); opened {
-				r = s.Reply(true)
-			}
-		}
-	}
-	return r
-}
-
 // Open begins another try with ctx. If it is not opened, the Reply has the error.
 func (s *Stream) Open(ctx context.Context, method string, opts []grpc.CallOption) (r Reply, opened bool) {
 	resends := s.config.Room-s.kept.Room > unreadable
@@ -80,7 +66,8 @@ func (s *Stream) Open(ctx context.Context, method string, opts []grpc.CallOption
 	return Reply{}, true
 }
 
-// Lost reports whether the last try, whose reply was r, is to be opened again because it was not sent: see [Stream.Try].
+// Lost reports whether the last try, whose reply was r, is to be opened again, once, because its connection was lost before it was sent. gRPC
+// does that for a caller of RecvMsg, but not for one of Header, which takes such a stream for one that has ended well.
 func (s *Stream) Lost(r Reply) bool {
 	if !r.unsent || s.last.second || !s.Drop() {
 		return false

@@ -50,7 +50,7 @@ type Client struct {
 	Rand func() float64
 
 	// Observe, if set, is called with a summary of each call: before a unary call returns, and when a stream is answered or
-	// given up. For a stream it runs on a goroutine of its own.
+	// given up. For a stream it usually runs on a goroutine of its own.
 	Observe func(ctx context.Context, method string, s retry.Summary)
 
 	once   sync.Once
@@ -88,8 +88,9 @@ func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *g
 	return err
 }
 
-// stream is a grpc.StreamClientInterceptor. A goroutine makes the tries of a stream. It ends when the stream is answered or
-// given up, or with ctx or the connection. There is no further try after one that sent more than 256 KiB (or what
+// stream is a grpc.StreamClientInterceptor. The caller makes the tries of a stream, and decides about a further one once it sends or receives.
+// A goroutine does if it matters when the stream is answered: for a PerTryTimeout, for Observe, and while a retry counts for the Limiter. It ends
+// when the stream is answered or given up, or with ctx or the connection. There is no further try after one that sent more than 256 KiB (or what
 // grpc.MaxRetryRPCBufferSize says), or whose Context or Trailer the caller has asked for. While a retry is under way,
 // SendMsg and RecvMsg wait. The options Header, Trailer, Peer and OnFinish do what they do without retries: once, for the
 // call as a whole.

@@ -3,7 +3,6 @@ package retrygrpc
 import (
 	"context"
 	"strconv"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -106,8 +105,8 @@ func result(ctx context.Context, n int, reason retry.Reason, gone bool, err erro
 	return &retry.Error{Attempts: n, Last: err}
 }
 
-func tooLate(limit time.Duration) error {
-	return grpcstatus.Wrap(codes.DeadlineExceeded, &deadline.Error{Kind: deadline.PerTry, Limit: limit})
+func tooLate(limit *deadline.Context) error {
+	return grpcstatus.Wrap(codes.DeadlineExceeded, limit.Limit())
 }
 
 // mark returns the context of the n-th try.

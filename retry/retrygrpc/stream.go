@@ -36,54 +36,94 @@ func newStream(ctx context.Context, l *retry.Loop, desc *grpc.StreamDesc, cc *gr
 // stream drives the replayed stream that the caller sees.
 type stream struct {
 	replayed grpcreplay.Stream
+	series   grpcreplay.Series
 	ctx      context.Context
 	loop     *retry.Loop
 	method   string
 	opts     []grpc.CallOption
 	results  *grpcreplay.Results
 	settled  func(retry.Summary)
-	limit    *deadline.Context // of the last try; nil if it has none
-	out      outcome           // of the last try
-	left     *grpcreplay.Left  // left by it; nil if not needed
+
+	// Of the last try.
+	own   context.Context
+	limit *deadline.Context // nil if it has none
+	out   outcome
+	left  *grpcreplay.Left // left by it; nil if not needed
 }
 
 // Make implements grpcreplay.Driver.
 func (s *stream) Make() grpcreplay.Answer {
-	summary := retry.Summary{Stopped: retry.NotRetriable} // of a panic
+	s.replayed.Follow(s.loop.Policy)
+	return s.answer(func() grpcreplay.Result { return s.series.Begin(s.ctx, s.loop, s) })
+}
+
+// Resume implements grpcreplay.Driver.
+func (s *stream) Resume() grpcreplay.Answer {
+	return s.answer(func() grpcreplay.Result { return s.series.Resume(s.ctx, s.loop, s, s.await) })
+}
+
+// answer returns the answer for the result of run, which makes tries.
+func (s *stream) answer(run func() grpcreplay.Result) grpcreplay.Answer {
+	r := grpcreplay.Result{Reason: retry.NotRetriable} // of a panic
 	defer func() {
-		if s.settled != nil {
-			s.settled(summary)
+		if !r.Pending && s.settled != nil {
+			s.settled(retry.Summary{Attempts: r.Tries, Stopped: r.Reason})
 		}
 	}()
-	s.replayed.Follow(s.loop.Policy)
-	n, reason, gone := grpcreplay.Do(s.ctx, s.loop, s)
-	summary = retry.Summary{Attempts: n, Stopped: reason}
-	return grpcreplay.Answer{
-		Header: s.out.header, Trailer: s.out.trailer, Err: result(s.ctx, n, reason, gone, s.out.err),
+	r = run()
+	switch {
+	case !r.Pending:
+		return grpcreplay.Answer{
+			Header: s.out.header, Trailer: s.out.trailer, Err: result(s.ctx, r.Tries, r.Reason, r.Gone, s.out.err),
+		}
+	case s.limit != nil || s.settled != nil || s.series.Holds():
+		return grpcreplay.Answer{Err: grpcreplay.ErrPrompt}
 	}
+	return grpcreplay.Answer{Err: grpcreplay.ErrPending}
 }
 
 // Try implements grpcreplay.Tries.
 func (s *stream) Try(ctx context.Context, limit time.Duration, n int) grpcreplay.Outcome {
-	own := mark(ctx, n)
-	s.limit = nil
+	s.own, s.limit = mark(ctx, n), nil
 	if limit > 0 {
 		// Not announced to the server: it would end the stream then, however well it goes.
 		s.limit = new(deadline.Context)
-		s.limit.Start(own, deadline.PerTry, limit, false)
-		own = s.limit
+		s.limit.Start(s.own, deadline.PerTry, limit, false)
+		s.own = s.limit
 	}
+	return s.open()
+}
+
+// open begins the stream of the last try.
+func (s *stream) open() grpcreplay.Outcome {
 	opts := s.opts[:len(s.opts):len(s.opts)]
 	if s.results.WantReply() {
 		s.left = new(grpcreplay.Left)
 		opts = s.left.Ask(opts)
 	}
-	r := s.replayed.Try(own, s.method, opts)
+	r, opened := s.replayed.Open(s.own, s.method, opts)
+	if opened {
+		return grpcreplay.Outcome{Pending: true}
+	}
+	return s.outcome(r)
+}
+
+// await waits for the response to the last try.
+func (s *stream) await() grpcreplay.Outcome {
+	r := s.replayed.Reply(false)
+	if s.replayed.Lost(r) {
+		return s.open()
+	}
+	return s.outcome(r)
+}
+
+// outcome returns what retries are decided by after a try that ended with r, or was answered.
+func (s *stream) outcome(r grpcreplay.Reply) grpcreplay.Outcome {
 	s.out = outcome{err: r.Err, begun: r.Begun, header: r.Header, trailer: r.Trailer}
 	if s.limit != nil && !s.limit.Stop() {
-		s.out.err, s.out.header, s.out.late = tooLate(limit), nil, true
+		s.out.err, s.out.header, s.out.late = tooLate(s.limit), nil, true
 	}
-	o := s.out.decisive(ctx)
+	o := s.out.decisive(s.ctx)
 	o.Committed = s.replayed.Committed()
 	return o
 }

@@ -72,7 +72,7 @@ func (u *unary) Try(ctx context.Context, limit time.Duration, n int) grpcreplay.
 	// The server knows the limit and may notice a moment before us that it is over.
 	if u.out.err != nil && (bounded.Exceeded() != nil ||
 		status.Code(u.out.err) == codes.DeadlineExceeded && !failure.Over(ctx) && time.Since(began) >= limit-limit/10) {
-		u.out.err, u.out.late = tooLate(limit), true
+		u.out.err, u.out.late = tooLate(bounded), true
 	}
 	return u.out.decisive(ctx)
 }
