@@ -36,12 +36,19 @@ func BenchmarkServices(b *testing.B) {
 // TestServicesThatAreCalledTakeLittle bounds what a called service takes: it used to be 12 kB of heap, and a goroutine with a stack of 4 kB
 // that waited for endpoints.
 func TestServicesThatAreCalledTakeLittle(t *testing.T) {
-	_, called, goroutines := memoryOfServices(t, 500)
-	if called > 8<<10 {
-		t.Errorf("a called service takes %.0f bytes, want at most 8 kB", called)
-	}
-	if goroutines > 20 {
-		t.Errorf("500 called services have %d goroutines, want none of their own", goroutines)
+	for name, opts := range map[string][]mesh.Option{
+		"documents":          nil,
+		"documents, circuit": {mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{}})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, called, goroutines := memoryOfServices(t, 500, opts...)
+			if called > 8<<10 {
+				t.Errorf("a called service takes %.0f bytes, want at most 8 kB", called)
+			}
+			if goroutines > 20 {
+				t.Errorf("500 called services have %d goroutines, want none of their own", goroutines)
+			}
+		})
 	}
 }
 

@@ -60,15 +60,16 @@ type Balancer struct {
 	busy     atomic.Int64  // calls in flight on all hosts; kept only for bounded loads
 	usual    usual         // latency; only for PeakEWMA
 
-	mu      sync.Mutex
-	seen    uint64 // the change up to which picks is current
-	updates uint32
-	order   []*Host // the hosts as the latest Update gave them
-	sorted  []*Host // the same, by their addresses
-	pools   []*pool
+	mu     sync.Mutex
+	seen   uint64  // the change up to which picks is current
+	order  []*Host // the hosts as the latest Update gave them
+	sorted []*Host // the same, by their addresses
+	pools  []*pool
 
-	aperture *aperture // nil without one
+	updates uint32
+
 	counts   bool      // a release only counts a call out
+	aperture *aperture // nil without one
 }
 
 // address identifies an endpoint like [discovery.Endpoint.ID], without the cost of formatting it.
@@ -93,8 +94,8 @@ func New(cfg Config, hooks Hooks) (*Balancer, error) {
 	}
 	b := &Balancer{cfg: set, hooks: hooks, outliers: newOutliers(hooks.Outlier), rand: rand.Uint64, start: time.Now()}
 	b.counts = set.Algorithm != PeakEWMA && set.Algorithm != WeightedRoundRobin && set.BoundedLoad == 0
-	if set.Aperture > 0 {
-		b.aperture = &aperture{least: set.Aperture}
+	if cfg.Aperture > 0 {
+		b.aperture = &aperture{least: cfg.Aperture}
 	}
 	b.picks.Store(&snapshot{refusal: ErrNoEndpoints})
 	return b, nil
@@ -371,7 +372,10 @@ func (b *Balancer) poolLocked() {
 			if b.cfg.topology.mode == anywhere {
 				p.members = make([]*Host, 0, len(hosts))
 			}
-			p.turn.Store(b.rand()) // otherwise all clients would begin with the same endpoint
+			if b.cfg.Algorithm.inTurn() {
+				p.turn = new(turn)
+				p.turn.Store(b.rand()) // otherwise all clients would begin with the same endpoint
+			}
 			if last := find(before, h.place); last != nil {
 				p.ring = last.ring
 			}
@@ -409,6 +413,8 @@ func (b *Balancer) at(t time.Time) int64 {
 	}
 	return int64(t.Sub(b.start)) + 1
 }
+
+func (b *Balancer) choices() int { return int(b.cfg.Choices) }
 
 // float returns a random number in [0, 1).
 func (b *Balancer) float() float64 {

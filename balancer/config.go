@@ -127,9 +127,9 @@ const (
 // settings is what picks need of a Config, with its defaults filled in and its Locality compiled.
 type settings struct {
 	Algorithm                Algorithm
-	Choices, Aperture        int
-	MinRingSize, MaxRingSize int
-	TableSize                int
+	Choices                  uint8
+	MinRingSize, MaxRingSize int32
+	TableSize                int32
 	BoundedLoad              float64
 	SlowStart                SlowStart
 	PanicFraction            float64
@@ -159,13 +159,13 @@ func (c Config) compile() (settings, error) {
 		return settings{}, err
 	}
 	set := settings{
-		Algorithm: c.Algorithm, Choices: cmp.Or(c.Choices, 2), Aperture: c.Aperture,
-		MaxRingSize: cmp.Or(c.MaxRingSize, maxRing), TableSize: cmp.Or(c.TableSize, 65537),
+		Algorithm: c.Algorithm, Choices: uint8(cmp.Or(c.Choices, 2)),
+		MaxRingSize: int32(cmp.Or(c.MaxRingSize, maxRing)), TableSize: int32(cmp.Or(c.TableSize, 65537)),
 		BoundedLoad: c.BoundedLoad, SlowStart: c.SlowStart, PanicFraction: c.PanicFraction,
 		topology: topology,
 		fading:   math.Log2E / float64(cmp.Or(c.Decay, time.Second)),
 	}
-	set.MinRingSize = cmp.Or(c.MinRingSize, min(1024, set.MaxRingSize))
+	set.MinRingSize = cmp.Or(int32(c.MinRingSize), min(1024, set.MaxRingSize))
 	set.SlowStart.MinFraction = cmp.Or(set.SlowStart.MinFraction, 0.1)
 	set.SlowStart.Aggression = cmp.Or(set.SlowStart.Aggression, 1)
 	return set, nil
@@ -222,6 +222,10 @@ func (c *Config) checkHash() error {
 
 func (a Algorithm) hashes() bool {
 	return a == RingHash || a == Maglev
+}
+
+func (a Algorithm) inTurn() bool {
+	return a == RoundRobin || a == WeightedRoundRobin
 }
 
 func (s SlowStart) check(a Algorithm) error {

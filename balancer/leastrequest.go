@@ -12,7 +12,7 @@ func (l *leastRequest) next(pick, int) int {
 		if l.lighter(other, best) {
 			best = other
 		}
-		if k == l.balancer.cfg.Choices-1 {
+		if k == l.balancer.choices()-1 {
 			return best
 		}
 		other = l.drawOther(best)

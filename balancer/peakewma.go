@@ -126,7 +126,7 @@ func (p *peakEWMA) nextOf(now int64) int {
 		if p.lighter(&other, &best) {
 			best = other
 		}
-		if k == p.balancer.cfg.Choices-1 {
+		if k == p.balancer.choices()-1 {
 			return best.host
 		}
 		other = p.candidate(p.drawOther(best.host), now, usual)
@@ -143,8 +143,8 @@ func (p *peakEWMA) nextNear(now int64, usual float64) int {
 	from, width := b.aperture.near(now, len(p.near))
 	next := alias(nil).at(r, width)
 	var best candidate
-	for k := range min(b.cfg.Choices, width) {
-		if k > 0 && width > b.cfg.Choices {
+	for k := range min(b.choices(), width) {
+		if k > 0 && width > b.choices() {
 			next = alias(nil).at(b.rand(), width)
 		}
 		i := from + next

@@ -42,7 +42,7 @@ func TestRingsThatFollowAreTheSameAsNewOnes(t *testing.T) {
 		} else {
 			merged++
 		}
-		anew := newRing(p.members, b.cfg.MinRingSize, b.cfg.MaxRingSize, nil).most.points
+		anew := newRing(p.members, int(b.cfg.MinRingSize), int(b.cfg.MaxRingSize), nil).most.points
 		for _, g := range b.picks.Load().groups {
 			got := g.picker.(*ringHash)
 			if got.ring != p.ring {

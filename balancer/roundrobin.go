@@ -1,12 +1,10 @@
 package balancer
 
-import "sync/atomic"
-
 // roundRobin takes the hosts in turn. With unequal weights the turns step through the alias table by the golden ratio,
 // which spreads the turns of each host evenly: no schedule to keep, no lock, and constant time for any weights.
 type roundRobin struct {
 	*sampler
-	turn *atomic.Uint64
+	turn *turn
 }
 
 const goldenRatio = 0x9e3779b97f4a7c15 // of 1<<64

@@ -15,9 +15,13 @@ type pool struct {
 	members []*Host // none drains; in the order of their addresses for RingHash and Maglev
 	ring    *ring   // of all members, or of those of an earlier pool; nil until RingHash needs it
 	order   []int32 // of all members, for the aperture; nil until that needs it
-	_       [64]byte
-	turn    atomic.Uint64
-	_       [56]byte
+	turn    *turn   // nil unless the hosts are taken in turn
+}
+
+// turn fills a cache line, because processors contend for it.
+type turn struct {
+	atomic.Uint64
+	_ [56]byte
 }
 
 // find returns the pool of a place, or nil. There are few.
@@ -186,9 +190,9 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 	case LeastRequest:
 		g.picker = &leastRequest{&g.sampler}
 	case RoundRobin:
-		g.picker = &roundRobin{&g.sampler, &p.turn}
+		g.picker = &roundRobin{&g.sampler, p.turn}
 	case WeightedRoundRobin:
-		w := &weightedRoundRobin{roundRobin: roundRobin{&g.sampler, &p.turn}}
+		w := &weightedRoundRobin{roundRobin: roundRobin{&g.sampler, p.turn}}
 		if b.weighing.Load() > 0 {
 			w.weigh(b.now())
 		}
@@ -205,11 +209,11 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 		g.picker = &peakEWMA{&g.sampler}
 	case RingHash:
 		if p.ring == nil || &p.ring.hosts[0] != &p.members[0] {
-			p.ring = newRing(p.members, b.cfg.MinRingSize, b.cfg.MaxRingSize, p.ring)
+			p.ring = newRing(p.members, int(b.cfg.MinRingSize), int(b.cfg.MaxRingSize), p.ring)
 		}
 		g.picker = p.ring.of(&g.sampler)
 	case Maglev:
-		g.picker = &maglev{&g.sampler, newMaglevTable(g.hosts, b.cfg.TableSize)}
+		g.picker = &maglev{&g.sampler, newMaglevTable(g.hosts, int(b.cfg.TableSize))}
 	}
 	return g
 }

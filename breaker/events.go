@@ -12,8 +12,8 @@ type mailbox[T any] struct {
 	waiting atomic.Bool
 
 	mu    sync.Mutex // may be taken with other locks held; never held while handler runs
+	busy  bool       // a goroutine is delivering; it also delivers what is posted meanwhile
 	queue []T
-	busy  bool // a goroutine is delivering; it also delivers what is posted meanwhile
 }
 
 func (m *mailbox[T]) post(event T) {

@@ -127,7 +127,8 @@ type HostProtection struct {
 
 // protection returns the last of the protections that apply to h, nil if there is none.
 func (e *Engine) protection(plan *policy.Plan, h policy.HostPlan) *Protection {
-	for _, p := range slices.Backward(e.config.Protections) {
+	for i := range slices.Backward(e.config.Protections) {
+		p := &e.config.Protections[i] // not a copy, which the caller would keep
 		if len(p.Hosts) == 0 || slices.ContainsFunc(p.Hosts, func(name string) bool {
 			return plan.Host(name).Service.Host == h.Service.Host
 		}) {
