@@ -128,7 +128,7 @@ func (c *Conns) RoundTrip(req *http.Request) (*http.Response, error) {
 // send sends a call over an open HTTP/2 connection if there is one, and otherwise through net/http's transport.
 func (c *Conns) send(req *http.Request) (*http.Response, error) {
 	m := c.shared
-	if m == nil || !simple(req) {
+	if m == nil || req.URL == nil || !m.known(req) || !simple(req) {
 		return c.transport.RoundTrip(req)
 	}
 	limited := c.pool.config.MaxConnections > 0
@@ -149,7 +149,7 @@ func (c *Conns) send(req *http.Request) (*http.Response, error) {
 
 // simple reports whether a request can skip net/http's transport: it has nothing that only the transport would check or choose.
 func simple(req *http.Request) bool {
-	return req.URL != nil && req.Header != nil && len(req.Trailer) == 0 && (req.Method == "" || field.IsToken(req.Method)) &&
+	return req.Header != nil && len(req.Trailer) == 0 && (req.Method == "" || field.IsToken(req.Method)) &&
 		len(req.Header["Upgrade"]) == 0 // HTTP/1 only
 }
 
