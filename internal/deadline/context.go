@@ -19,11 +19,11 @@ type Context struct {
 	announce bool         // Deadline includes the limit
 	ofCall   bool         // tries may follow it; see StartTry
 	follows  bool         // it is a try that ends with its call at the latest
-	canceled bool         // guarded by mu
 	spent    bool         // guarded by mu: the child has ended, or is about to
 	orphan   bool         // guarded by mu: the end of the parent has spent a signal
 	live     atomic.Bool  // child and cancel are set
 	released atomic.Bool  // the child is that of a signal that was given back
+	canceled atomic.Bool  // changed with mu held
 	state    atomic.Int32 // one of the states below, changed with mu held
 
 	mu      sync.Mutex      // if that of a call and that of its try are held, the latter was locked first
@@ -143,7 +143,7 @@ func (c *Context) begin() {
 		return
 	}
 	c.child, c.cancel = context.WithCancelCause(parent)
-	if at, ok := c.endLocked(); c.canceled {
+	if at, ok := c.endLocked(); c.canceled.Load() {
 		c.cancel(nil)
 	} else if left := time.Until(at); ok && left <= 0 {
 		c.cancel(c.expireLocked())
@@ -183,7 +183,7 @@ func (c *Context) expireLocked() *Error {
 func (c *Context) expire() {
 	c.mu.Lock()
 	at, ok := c.endLocked()
-	if !ok || c.canceled {
+	if !ok || c.canceled.Load() {
 		c.mu.Unlock()
 		return
 	}
@@ -269,14 +269,14 @@ func (c *Context) haltLocked() bool {
 
 // Cancel stops the timer and ends the context. It may be called more than once.
 func (c *Context) Cancel() {
+	if c.canceled.Load() { // and so was the try
+		return
+	}
 	if try := c.try.Load(); try != nil {
 		try.Cancel()
 	}
-	if c.released.Load() {
-		return
-	}
 	c.mu.Lock()
-	c.canceled = true
+	c.canceled.Store(true)
 	if c.state.Load() != expired {
 		c.state.Store(stopped)
 	}
@@ -409,7 +409,7 @@ func (c *Context) over() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	at, ok := c.endLocked()
-	return c.canceled || ok && time.Until(at) <= 0
+	return c.canceled.Load() || ok && time.Until(at) <= 0
 }
 
 // Deadline implements context.Context. While the limit is paused, it returns the deadline of the parent.

@@ -192,10 +192,10 @@ func (c *Context) Finish() {
 func (c *Context) release() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.spent || c.canceled || c.state.Load() == expired {
+	if c.spent || c.canceled.Load() || c.state.Load() == expired {
 		return false
 	}
-	c.canceled = true
+	c.canceled.Store(true)
 	c.state.Store(stopped)
 	c.released.Store(true)
 	return true
@@ -203,7 +203,7 @@ func (c *Context) release() bool {
 
 // borrowLocked takes a signal, if c may use one and its parent has not ended.
 func (c *Context) borrowLocked(parent context.Context) bool {
-	if c.lender == nil || c.canceled || parent.Err() != nil {
+	if c.lender == nil || c.canceled.Load() || parent.Err() != nil {
 		return false
 	}
 	s := c.lender.take(c, parent)
