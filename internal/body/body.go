@@ -48,8 +48,7 @@ func (r *Reader) Complete() bool { return r.state.Load()&complete != 0 }
 func (r *Reader) Attach(resp *http.Response, end Ender) {
 	r.rc, r.end = resp.Body, end
 	if resp.Body == nil || resp.Body == http.NoBody {
-		r.state.Or(complete)
-		r.finish(nil)
+		r.finish(complete, nil)
 		return
 	}
 	if w, ok := resp.Body.(io.Writer); ok {
@@ -69,12 +68,9 @@ func (r *Reader) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 	case err == io.EOF:
-		if state&(ended|complete) == 0 {
-			r.state.Or(complete)
-		}
-		r.finish(nil)
+		r.finish(complete, nil)
 	case state&closing == 0:
-		r.finish(err)
+		r.finish(0, err)
 	default:
 		// Close interrupted this Read, and reports the end.
 	}
@@ -88,12 +84,13 @@ func (r *Reader) Close() error {
 	}
 	r.state.Or(closing)
 	// Deferred, so that a body that panics in Close still ends.
-	defer r.finish(nil)
+	defer r.finish(0, nil)
 	return r.rc.Close()
 }
 
-func (r *Reader) finish(err error) {
-	if r.state.Load()&ended == 0 && r.state.Or(ended)&ended == 0 {
+// finish reports the end, unless that has been done. how is complete or 0.
+func (r *Reader) finish(how uint64, err error) {
+	if r.state.Load()&ended == 0 && r.state.Or(ended|how)&ended == 0 {
 		r.end.End(err)
 	}
 }
