@@ -27,6 +27,10 @@ type Attempt struct {
 	observer AttemptObserver // nil if nobody observes
 	status   int32           // HTTP status of the answer, or its equivalent; 0 if there is none
 	grpc     int32           // the status of a gRPC answer, plus 1; 0 if there is none
+
+	// Copied from the cluster, of which the end of the attempt then needs only what it writes.
+	timesAnswers bool // the balancer or the circuit depends on how long the endpoint takes to answer
+	reports      bool // the balancer uses the load that the endpoint reports
 }
 
 // Acquire begins the n-th attempt, counted from 1: it passes the limits and the circuit, and picks an endpoint and the
@@ -54,7 +58,7 @@ func (a *Attempt) time(n int) time.Time {
 	case n > 1 || c.late:
 		a.sent = int64(c.start.elapsed())
 		return c.start.time().Add(a.Sent())
-	case a.cluster.timesAnswers:
+	case a.timesAnswers:
 		return c.start.time()
 	}
 	return c.start.roughly()
@@ -64,6 +68,7 @@ func (a *Attempt) time(n int) time.Time {
 func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err error) {
 	c := a.call
 	a.cluster = cluster
+	a.timesAnswers, a.reports = cluster.timesAnswers || c.kind == Raw, cluster.reports
 
 	// 8. The pool comes before the circuit: a full queue says nothing about the destination. A raw connection is counted when
 	// it is made.
@@ -102,10 +107,7 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 }
 
 // Timed reports whether it matters when the endpoint answers.
-func (a *Attempt) Timed() bool { return a.observer != nil || a.timesAnswers() }
-
-// timesAnswers reports whether the balancer or the circuit depends on how long endpoints take to answer.
-func (a *Attempt) timesAnswers() bool { return a.cluster.timesAnswers || a.call.kind == Raw }
+func (a *Attempt) Timed() bool { return a.observer != nil || a.timesAnswers }
 
 // overflow is the answer to a call for which the pool has no room.
 func overflow(err error) error {
@@ -191,7 +193,7 @@ func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, n int) {
 // Answered records that the endpoint has begun to answer, with an HTTP status or its equivalent.
 func (a *Attempt) Answered(status int) {
 	a.status = int32(status)
-	if a.timesAnswers() {
+	if a.timesAnswers {
 		a.latency = a.call.start.elapsed() - a.Sent()
 		a.lease.Answered()
 	}
@@ -199,7 +201,7 @@ func (a *Attempt) Answered(status int) {
 
 // Reports reports whether the balancer uses the load that endpoints report.
 func (a *Attempt) Reports() bool {
-	return a.cluster.reports && a.endpoint != nil
+	return a.reports && a.endpoint != nil
 }
 
 // ReportedHeader takes the load report out of the header of an answer, if the balancer uses it.
@@ -319,7 +321,7 @@ func (a *Attempt) report(result breaker.Result) {
 // leave leaves the endpoint.
 func (a *Attempt) leave(failed bool) {
 	if a.endpoint != nil {
-		if failed && a.latency == 0 && a.timesAnswers() {
+		if failed && a.latency == 0 && a.timesAnswers {
 			a.latency = a.call.start.elapsed() - a.Sent() // until it failed
 		}
 		a.endpoint.host.Release(a.latency, failed)

@@ -49,9 +49,6 @@ type cluster struct {
 	mayQueue     bool // HTTP/1 calls may wait for a connection
 	unusable     bool // see whyUnusable
 
-	calls atomic.Int64 // in flight, with the bit below
-	used  atomic.Int64 // when the last call began, in Unix seconds
-
 	// self leads to the cluster until it is removed from the view. Whoever remembers a cluster keeps only that, and so neither
 	// uses nor keeps one that is gone.
 	self  *atomic.Pointer[cluster]
@@ -70,6 +67,10 @@ type cluster struct {
 
 	mu   sync.Mutex
 	subs []*discovery.Subscription // one, unless a document lists several names
+
+	// Each call writes here, so this is not on a cache line with what calls only read.
+	calls atomic.Int64 // in flight, with the bit below
+	used  atomic.Int64 // when the last call began, in Unix seconds
 }
 
 // clusterGone is set in cluster.calls when the cluster is closed and no call is left.

@@ -27,15 +27,15 @@ type Set struct {
 	// Multiplexed says that the endpoints speak HTTP/2, so that calls share connections.
 	Multiplexed atomic.Bool
 
-	// Signals are used by one call after another.
-	Signals deadline.Signals
-
 	from        *Template
 	template    *http.Transport        // of from
 	origination *originate.Origination // nil unless a document asks for TLS with certificates that it names
 
 	mu  sync.Mutex
 	all smallmap.Map[string, *Socket] // by address, the first of those to the same one
+
+	// Signals are used by one call after another, so they are not on a cache line with what calls only read.
+	Signals deadline.Signals
 }
 
 // Security says how connections to an endpoint are secured. It is comparable: connections are shared only where it is equal.
