@@ -73,7 +73,8 @@ type benchSide struct {
 
 // benchSides are the bare noopTransport and the mesh around it, with more and more turned on.
 func benchSides(tb testing.TB) []benchSide {
-	plan, timeouts := fmt.Sprintf(benchDocuments, "", ""), fmt.Sprintf(benchDocuments, ", perTryTimeout: 2s", "timeout: 5s")
+	plan, timeout := fmt.Sprintf(benchDocuments, "", ""), fmt.Sprintf(benchDocuments, "", "timeout: 5s")
+	timeouts := fmt.Sprintf(benchDocuments, ", perTryTimeout: 2s", "timeout: 5s")
 	circuit := mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{}})
 	calls := mesh.WithObserver(mesh.Observer{
 		CallStart: func(ctx context.Context, _ *mesh.Call) context.Context { return ctx },
@@ -93,6 +94,7 @@ func benchSides(tb testing.TB) []benchSide {
 		{"plan+circuit", 1, noopMesh(tb, plan, circuit)},
 		{"plan+circuit+calls observed", 1, noopMesh(tb, plan, circuit, calls)},
 		{"plan+circuit+calls and tries observed", 4, noopMesh(tb, plan, circuit, calls, tries)},
+		{"plan+circuit+timeout of the route", 3, noopMesh(tb, timeout, circuit)},
 		{"plan+circuit+timeouts", 3, noopMesh(tb, timeouts, circuit)},
 	}
 }

@@ -20,8 +20,12 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 	*http.Response, *http.Request, error) {
 	ctx := l.context(req)
 	watch := caller.ToWatch(req)
+	t := roomOf(a, n)
 	if limit := l.Policy.config.PerTryTimeout; limit > 0 || l.Policy.trace {
-		t, atOnce := newTry(a, n)
+		atOnce := t != nil
+		if t == nil {
+			t = new(try)
+		}
 		t.Traced = l.Policy.trace
 		if watch {
 			t.Context.Start(ctx, deadline.PerTry, deadline.Within(ctx, limit), false)
@@ -36,7 +40,13 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 		resp, err := a.Attempt(req, 1)
 		return resp, req, err
 	}
-	out := req.WithContext(numbered(ctx, n))
+	var out *http.Request
+	if t != nil {
+		out = &t.Sent
+	} else {
+		out = new(http.Request)
+	}
+	*out = *req.WithContext(numbered(ctx, n))
 	if err := prepare(out, req, n, r, again); err != nil {
 		return nil, req, err
 	}
@@ -53,14 +63,12 @@ type roomy interface {
 	Room() *attempt.Timed
 }
 
-// newTry returns memory for the n-th try, and whether that begins together with its call.
-func newTry(a Attempter, n int) (t *try, atOnce bool) {
+// roomOf returns the memory that a has for the n-th try, which then begins together with its call. It returns nil if there is none.
+func roomOf(a Attempter, n int) *try {
 	if first, ok := a.(roomy); ok && n == 1 {
-		if room := first.Room(); room != nil {
-			return (*try)(room), true
-		}
+		return (*try)(first.Room())
 	}
-	return new(try), false
+	return nil
 }
 
 // End implements body.Ender.
@@ -84,7 +92,7 @@ func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.Read
 	inTime := t.Context.Stop()
 	switch {
 	case err == nil && inTime:
-		if attached = true; !t.Context.Follows() {
+		if attached = true; (*attempt.Timed)(t).NeedsBody() {
 			t.Body.Attach(resp, t)
 		}
 		return resp, out, nil

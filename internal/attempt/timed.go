@@ -12,7 +12,12 @@ import (
 type Timed struct {
 	Context deadline.Context
 	Sent    http.Request
-	Body    body.Reader // unused if the try follows its call; see [deadline.Context.Follows]
+	Body    body.Reader // see NeedsBody
 	Traced  bool
 	Begun   atomic.Bool // the transport has begun to write the request, if that is traced
+}
+
+// NeedsBody reports whether the try has to learn when its response ends, because nothing else ends its context.
+func (t *Timed) NeedsBody() bool {
+	return (t.Traced || t.Context.Limited()) && !t.Context.Follows()
 }

@@ -3,6 +3,7 @@ package enginehttp
 import (
 	"net/http"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
@@ -86,10 +87,11 @@ func (t *try) watch(resp *http.Response, n int) {
 	if n == 1 {
 		c.inner = c.reader()
 		reader = c.inner
+		c.users++ // nobody else has the call yet
 	} else {
 		reader = new(body.Reader)
+		atomic.AddInt32(&c.users, 1)
 	}
-	c.users.Add(1)
 	reader.Attach(resp, t)
 }
 
@@ -130,9 +132,6 @@ func (c *call) observe(t *try, req *http.Request, n int, own bool) *http.Request
 
 // exchange sends the request of an attempt and waits for the answer.
 func (c *call) exchange(req *http.Request, t *try) (*http.Response, error) {
-	if replaced := c.Engine().Template().Replaced(); replaced != nil {
-		return replaced.RoundTrip(req)
-	}
 	if limits := c.Limits(); limits != nil && limits.Began() && !c.Observed() && c.tries == 1 {
 		c.lend(t.Connections().Signals())
 	}
@@ -142,15 +141,13 @@ func (c *call) exchange(req *http.Request, t *try) (*http.Response, error) {
 // lend lends the context of the only attempt so far what it needs. Nobody but net/http waits for that context while the attempt is under
 // way, and at the end of the response net/http has no use for it any more.
 func (c *call) lend(from *deadline.Signals) {
-	if c.limited == nil {
-		if c.lent = !caller.ToWatch(c.req); c.lent {
-			c.Limits().Lend(from)
-		}
-		return
-	}
-	if first := &c.limited.first.Context; first.Follows() {
+	switch first := &c.limited.first.Context; {
+	case first.Follows():
 		c.lent = true
 		first.Lend(from)
+	case !first.Limited() && !caller.ToWatch(c.req):
+		c.lent = true
+		c.Limits().Lend(from)
 	}
 }
 

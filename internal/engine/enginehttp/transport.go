@@ -69,7 +69,7 @@ func (t *Transport) do(req *http.Request, kind engine.Kind, to *route.Mirror) (*
 // keep after the end of a call is not part of it: the reader of the response body, and requests that were sent.
 type call struct {
 	engine.Call
-	users    atomic.Int32   // see release
+	users    int32          // see release; atomic as soon as there may be more than one
 	req      *http.Request  // the caller's
 	out      *http.Request  // what is sent: a copy, or req itself
 	sent     *http.Request  // what was sent last; nil as long as the body must be closed here
@@ -95,7 +95,7 @@ var calls = sync.Pool{New: func() any { return new(call) }}
 // body has. The last one returns the call to the pool: two goroutines that have the body can end the call and its attempt at the same
 // time.
 func (c *call) release() {
-	if c.users.Add(-1) == 0 {
+	if atomic.LoadInt32(&c.users) == 1 || atomic.AddInt32(&c.users, -1) == 0 { // nobody joins the only user
 		*c = call{}
 		calls.Put(c)
 	}
@@ -112,8 +112,7 @@ type observed struct {
 // newCall returns the call of req. It has what observers of headers need only if there are any.
 func (t *Transport) newCall(req *http.Request) *call {
 	c := calls.Get().(*call)
-	c.users.Store(1)
-	c.req = req
+	c.users, c.req = 1, req
 	if t.engine.HeadersObserved() {
 		o := &struct { // not part of the call, which is reused
 			first outgoing.Request
@@ -124,8 +123,7 @@ func (t *Transport) newCall(req *http.Request) *call {
 	return c
 }
 
-// limited is what a call with limits needs, in one allocation, if there is a limit on each try, too. Whoever has the context or the body
-// may keep it.
+// limited is what a call with limits needs, in one allocation, its first try included. Whoever has the context or the body may keep it.
 type limited struct {
 	deadline.Call
 	first attempt.Timed
@@ -133,9 +131,6 @@ type limited struct {
 
 // NewLimits implements engine.Adapter.
 func (c *call) NewLimits() *deadline.Call {
-	if rule, _ := c.Rule(); rule.Route.Retry.PerTryTimeout == 0 {
-		return new(deadline.Call)
-	}
 	c.limited = new(limited)
 	return &c.limited.Call
 }
@@ -153,8 +148,8 @@ func (c *call) reader() *body.Reader {
 	switch {
 	case c.inner != nil:
 		return c.inner
-	case c.limited != nil && c.limited.first.Context.Follows():
-		return &c.limited.first.Body // which the try does not need
+	case c.limited != nil && !c.limited.first.NeedsBody():
+		return &c.limited.first.Body
 	}
 	return new(body.Reader)
 }
@@ -236,7 +231,7 @@ func (c *call) watch(resp *http.Response) {
 		c.outer.Count()
 	}
 	if !c.first.last {
-		c.users.Add(1)
+		atomic.AddInt32(&c.users, 1)
 		c.outer.Attach(resp, (*ending)(c))
 	}
 }

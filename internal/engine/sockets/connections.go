@@ -227,10 +227,16 @@ func (c *Connections) open() (*limit.Conns, error) {
 
 // RoundTrip sends a request with net/http. If own is set, it may change the request, but not what that points to.
 func (c *Connections) RoundTrip(req *http.Request, own bool) (*http.Response, error) {
-	conns, err := c.open()
-	if err != nil {
-		body.CloseRequest(req)
-		return nil, err
+	conns := c.conns.Load()
+	if conns == nil {
+		if replaced := c.socket.owner.from.replaced; replaced != nil {
+			return replaced.RoundTrip(req)
+		}
+		var err error
+		if conns, err = c.open(); err != nil {
+			body.CloseRequest(req)
+			return nil, err
+		}
 	}
 	if c.socket.config != nil && req.URL.Scheme == "http" {
 		req = overTLS(req, own)

@@ -73,6 +73,3 @@ func (t *Template) Proxies(scheme, authority string) bool {
 
 // Replace makes every endpoint answer with rt, so that a benchmark sees what the engine itself costs.
 func (t *Template) Replace(rt http.RoundTripper) { t.replaced = rt }
-
-// Replaced returns what replaces all connections to endpoints, nil if nothing does.
-func (t *Template) Replaced() http.RoundTripper { return t.replaced }
