@@ -16,7 +16,9 @@ import (
 //     connections from one address, for all processes of a host together. If it refuses one, the client halves its bound and raises it
 //     again over time. Fifty processes of a host that start together need about 20 seconds to settle.
 //   - follows no redirect, and uses no proxy over plain HTTP that would see the token or the key of a certificate. Both are errors;
-//   - reads at most 128 MiB of an answer, and puts only the beginning of an error's text into its own errors, without the token.
+//   - reads no more of an answer than what was asked for can have: 128 MiB of documents in the KV store, 64 MiB of instances, 32 MiB of config
+//     entries, 4 MiB of anything else, and half a million objects of JSON at most. More is an error;
+//   - puts only the beginning of an error's text into its own errors, without the token.
 //
 // So use HTTPS if there are many services or processes. A program needs one client. Any other *api.Client works too, without
 // these bounds.

@@ -26,7 +26,7 @@ type Delay struct {
 	// Fraction is the fraction of calls that are delayed, from 0 to 1, with a precision of one millionth. 0 means none.
 	Fraction float64
 
-	// Fixed is how long they are delayed.
+	// Fixed is how long they are delayed. 0 means not at all.
 	Fixed time.Duration
 }
 
@@ -38,7 +38,7 @@ type Abort struct {
 	// HTTPStatus is the status of the response, 200 to 599. It is 0 if IsGRPC is set.
 	HTTPStatus int
 
-	// GRPCStatus is the gRPC status code of the response if IsGRPC is set. An abort has either HTTPStatus or IsGRPC, not both.
+	// GRPCStatus is the gRPC status code of the response, 0 to 16, if IsGRPC is set. An abort has either HTTPStatus or IsGRPC, not both.
 	GRPCStatus uint32
 	IsGRPC     bool
 }

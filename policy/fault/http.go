@@ -25,7 +25,7 @@ type Transport struct {
 	// Config describes the faults. The zero value injects none. Every call fails if it is invalid.
 	Config Config
 
-	// Rand returns an integer in [0, n). Nil means math/rand/v2.
+	// Rand returns an integer in [0, n). It must be safe for concurrent use. Nil means math/rand/v2.
 	Rand func(n uint32) uint32
 
 	once    sync.Once
@@ -68,7 +68,7 @@ func (d *Decision) Wait(ctx context.Context) error {
 
 // Response returns the response to an aborted call. A gRPC call, recognised by its content type, gets a trailers-only response;
 // an HTTPStatus becomes the gRPC code that stands for it. Any other call gets HTTPStatus, or 200 if the abort has a gRPC status,
-// with a short text as its body.
+// with a short text as its body if such a response has one. The body of req stays open.
 func (d *Decision) Response(req *http.Request) *http.Response {
 	if !field.IsGRPC(req.Header) {
 		status := http.StatusOK

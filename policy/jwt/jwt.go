@@ -11,6 +11,9 @@
 // that two readers may understand differently: a name that occurs twice, invalid UTF-8, anything behind the object. Keys and
 // URLs in the header of a token are ignored (RFC 8725, sections 3.1 to 3.12).
 //
+// The clocks of an issuer and of this process may differ by 60 seconds: exp and nbf are judged with that leeway. A token without exp does not
+// expire, and one without nbf is valid from the beginning, as in Envoy.
+//
 // A request without a token passes, but has no user. Whether it needs one is for an AuthorizationPolicy to say. A request with a
 // token that no rule accepts is refused, even if its other tokens are good. Envoy stops at the first rule that a request satisfies,
 // and does not look at the rest of its tokens.

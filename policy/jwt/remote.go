@@ -62,6 +62,11 @@ type State struct {
 // until there is a newer one, however long that takes. So an issuer that cannot be reached locks nobody out, but keys that it has revoked
 // in the meantime stay good, too. State.Fetched tells how old a set is.
 //
+// A set is fetched again after three quarters of the max-age of its answer, but after a minute at least, and after 15 minutes at most or if there is
+// no max-age. After an error that is a second, which each further error doubles, up to a minute. All these waits are shortened by up to a quarter, at
+// random. A token with an unknown key ID has the set fetched at once, if the last fetch is 10 seconds old. An answer may have 1 MiB, and redirects are
+// followed from https to https only, three at most.
+//
 // The zero value is ready to use. The fields must not be changed after that. Remotes is safe for concurrent use.
 type Remotes struct {
 	// Transport returns the transport for a request, which may connect to any address. If Transport is nil, or returns nil, the transport is

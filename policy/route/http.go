@@ -55,7 +55,7 @@ type Transport struct {
 	MirrorDone func(target Target, err error)
 
 	// Rand returns an integer in [0, n). It decides which destination gets a request, whether it is mirrored, and whether it
-	// gets a fault. Nil means math/rand/v2.
+	// gets a fault. It must be safe for concurrent use. Nil means math/rand/v2.
 	Rand func(n uint32) uint32
 
 	mirroring sync.Once

@@ -120,7 +120,8 @@ func (t *Table) Rule(i int) *Rule {
 }
 
 // Match returns the first route that applies to the request, and which of its matches matched: an index into [Route.Matches], or
-// -1 if the route has none. It allocates only to join several values of a header that a route matches on.
+// -1 if the route has none. It allocates only to join several values of a header that a route matches on, and an index for the first
+// request to a large table.
 func (t *Table) Match(r *Request) (rule *Rule, match int, ok bool) {
 	if t == nil {
 		return nil, -1, false
