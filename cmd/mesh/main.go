@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy"
@@ -139,10 +140,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case "version":
 		err = version(args, stdout)
 	case "help", "-h", "-help", "--help":
+		if len(args) > 0 && usageOf(args[0]) == usage {
+			return unknown(args[0], stderr)
+		} else if len(args) > 0 {
+			name = args[0]
+		}
 		err = flag.ErrHelp
 	default:
-		fmt.Fprintf(stderr, "mesh: unknown command %q\n%s", name, seeHelp)
-		return exitFailed
+		return unknown(name, stderr)
 	}
 
 	var wrong *usageError
@@ -150,7 +155,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case err == nil:
 		return code
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(stdout, usage)
+		fmt.Fprint(stdout, usageOf(name))
 		return exitOK
 	case errors.As(err, &wrong):
 		fmt.Fprintf(stderr, "%s\n%s", harmlessLines(fmt.Sprintf("mesh %s: %v", name, err)), seeHelp)
@@ -160,7 +165,24 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitFailed
 }
 
-const seeHelp = "Run \"mesh help\" for the commands and their flags.\n"
+const seeHelp = "Run \"mesh help\" for the commands and their flags, or \"mesh help COMMAND\" for one.\n"
+
+// unknown says that there is no such command. It returns the exit status.
+func unknown(name string, stderr io.Writer) int {
+	fmt.Fprintf(stderr, "mesh: unknown command %q\n%s", name, seeHelp)
+	return exitFailed
+}
+
+// usageOf returns the usage of a command, or all of it if there is no such command.
+func usageOf(name string) string {
+	blocks := strings.Split(strings.TrimPrefix(usage, "Usage:\n\n"), "\n\n")
+	for _, block := range blocks {
+		if strings.HasPrefix(block, "  mesh "+name+" ") || strings.HasPrefix(block, "  mesh "+name+"\n") {
+			return "Usage:\n\n" + block + "\n\n" + blocks[len(blocks)-1] // which is about the exit status
+		}
+	}
+	return usage
+}
 
 // usageError is a mistake in the arguments: it is followed by where to read about them.
 type usageError struct {

@@ -151,11 +151,26 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}, {"check", "-h"}, {"route", "--help"}, {"authz", "-h"}} {
+	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}} {
 		code, stdout, stderr := command(args...)
 		if code != 0 || stdout != usage || stderr != "" {
 			t.Errorf("mesh %q = %d, printed %q and as errors %q; want the usage", args, code, stdout, stderr)
 		}
+	}
+	for _, name := range []string{"check", "route", "authz", "push", "pull", "diff", "certs", "version"} {
+		for _, args := range [][]string{{"help", name}, {name, "-h"}, {name, "--help"}} {
+			if name == "version" && args[0] == name {
+				continue // it has no flags
+			}
+			code, stdout, stderr := command(args...)
+			if code != 0 || stderr != "" || !strings.HasPrefix(stdout, "Usage:\n\n  mesh "+name) || strings.Count(stdout, "\n  mesh ") != 1 ||
+				!strings.Contains(stdout, "The exit status is 2") {
+				t.Errorf("mesh %q = %d, printed %q and as errors %q; want the usage of %s", args, code, stdout, stderr, name)
+			}
+		}
+	}
+	if code, stdout, stderr := command("help", "chek"); code != 2 || stdout != "" || !strings.Contains(stderr, `unknown command "chek"`) {
+		t.Errorf("mesh help chek = %d, printed %q and as errors %q", code, stdout, stderr)
 	}
 }
 
