@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
@@ -70,7 +71,12 @@ func (s *Stream) answered() *try {
 // RecvMsg implements grpc.ClientStream.
 func (s *Stream) RecvMsg(m any) error {
 	if t := s.receives.Load(); t != nil && !s.got {
-		err := t.cs.RecvMsg(m)
+		var err error
+		if s.answer.Limits == nil {
+			err = t.cs.RecvMsg(m)
+		} else {
+			err = s.receive(t, m)
+		}
 		if err != nil {
 			return s.broke(t, m, err)
 		}
@@ -151,10 +157,10 @@ func (s *Stream) receive(t *try, m any) error {
 // SendMsg implements grpc.ClientStream.
 func (s *Stream) SendMsg(m any) error {
 	if t := s.sends.Load(); t != nil {
-		if s.config.Meter != nil {
-			return s.sendMetered(t, m)
+		if s.config.Meter == nil && t.clock == (deadline.Upload{}) {
+			return t.cs.SendMsg(m)
 		}
-		return t.cs.SendMsg(m)
+		return s.sendLast(t, m)
 	}
 	_, once := m.(*grpc.PreparedMsg) // gRPC sends such a message only once
 	s.out = Message{Value: m}
@@ -192,11 +198,16 @@ func (s *Stream) SendMsg(m any) error {
 	}
 }
 
-// sendMetered sends a message on the last try, and on no other.
-func (s *Stream) sendMetered(t *try, m any) error {
-	size, _ := grpcwire.MessageSize(m) // before it is sent, since it may change afterwards
+// sendLast sends a message on the last try, and on no other.
+func (s *Stream) sendLast(t *try, m any) error {
+	size := 0
+	if s.config.Meter != nil { // before it is sent, since it may change afterwards
+		size, _ = grpcwire.MessageSize(m)
+	}
+	t.clock.Sending()
 	err := t.cs.SendMsg(m)
-	if err == nil {
+	t.clock.Sent()
+	if err == nil && s.config.Meter != nil {
 		s.config.Meter.Sent(size)
 	}
 	return err

@@ -73,7 +73,7 @@ func TestMessagesTakeTheShortWay(t *testing.T) {
 		{"in both directions", grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, nil, true, true},
 		{"only requests", grpc.StreamDesc{ClientStreams: true}, nil, true, false},
 		{"only responses", grpc.StreamDesc{ServerStreams: true}, nil, false, true},
-		{"with limits", grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, new(deadline.Call), true, false},
+		{"with limits", grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, new(deadline.Call), true, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := &pipe{ctx: t.Context(), last: 2}

@@ -339,10 +339,10 @@ func (s *Stream) shortenLocked() {
 	if t == nil || !s.committed || s.replaying {
 		return
 	}
-	if s.config.Desc.ClientStreams && t.clock == (deadline.Upload{}) {
+	if s.config.Desc.ClientStreams {
 		s.sends.Store(t)
 	}
-	if s.config.Desc.ServerStreams && s.settled && s.answer.Limits == nil && !s.over {
+	if s.config.Desc.ServerStreams && s.settled && !s.over {
 		s.receives.Store(t)
 	}
 }
