@@ -82,6 +82,13 @@ func TestOddClients(t *testing.T) {
 			_ = c.WriteData(1, true, message)
 			_ = c.WriteRSTStream(1, http2.ErrCodeCancel)
 		},
+		"messages after a reset": func(c *oddClient) {
+			c.begin(1, open)
+			_ = c.WriteRSTStream(1, http2.ErrCodeCancel)
+			for range 3 {
+				_ = c.WriteData(1, false, message)
+			}
+		},
 		"a thousand calls and resets": func(c *oddClient) {
 			for i := range uint32(1000) {
 				c.begin(2*i+1, open)
