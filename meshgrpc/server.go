@@ -415,7 +415,7 @@ func (s *server) hangUp(info credentials.AuthInfo) {
 		info.conn.Close()
 	case credentials.TLSInfo:
 		if c := s.connOf(&info.State); c != nil {
-			c.tls.NetConn().Close() // without a close_notify alert, which could block
+			c.NetConn().Close() // without a close_notify alert, which could block
 		}
 	}
 }

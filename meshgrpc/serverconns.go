@@ -33,7 +33,7 @@ func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	if key == nil {
 		return secure, tlsInfo(state), nil
 	}
-	c := &secureConn{Conn: secure, tls: secure, server: s.server, key: key, origin: origin{textOf(secure.RemoteAddr()), &state}}
+	c := &secureConn{Conn: secure, server: s.server, key: key, origin: origin{textOf(secure.RemoteAddr()), &state}}
 	s.server.conns.Store(key, c)
 	return c, tlsInfo(state), nil
 }
@@ -112,9 +112,8 @@ func (s *server) originOf(from *peer.Peer) origin {
 
 // secureConn is a TLS connection of the server, which hangUp can find by its key.
 type secureConn struct {
-	net.Conn
+	*tls.Conn
 	origin
-	tls    *tls.Conn
 	server *server
 	key    **x509.Certificate
 }
