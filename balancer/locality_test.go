@@ -1,6 +1,7 @@
 package balancer_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,6 +32,7 @@ func TestLocality(t *testing.T) {
 		shares   []float64
 	}{
 		{name: "off", set: two, shares: []float64{1, 1, 1, 1, 1, 1}},
+		{name: "off, more ejected than are believed", panics: 90, set: two, eject: []int{0}, shares: []float64{1, 1, 1, 1, 1, 1}},
 		{
 			name: "subzone", locality: balancer.Locality{Enabled: true, Own: own},
 			set: placed("eu/a/1", "eu/a/2", "eu/b/1", "us/a/1"), shares: []float64{1, 0, 0, 0},
@@ -64,6 +66,12 @@ func TestLocality(t *testing.T) {
 			// eu carries 35%, us 70%; that is enough. Without one more of us, it would not be.
 			set: placed("eu/a/1", "eu/a/1", "eu/a/1", "eu/a/1", "us", "us", "us", "us"), eject: []int{0, 1, 2, 4, 5, 6},
 			shares: []float64{1, 1, 1, 1, 1, 1, 1, 1},
+		}, {
+			name: "one place doubts its ejections", locality: balancer.Locality{Enabled: true, Own: own}, panics: 50,
+			// eu carries 14%, us 84%, which is not enough; most of eu is ejected, but not most of us.
+			set:    placed("eu/a/1", "eu/a/1", "eu/a/1", "eu/a/1", "eu/a/1", "eu/a/1", "eu/a/1", "eu/a/1", "eu/a/1", "eu/a/1", "us", "us", "us", "us", "us"),
+			eject:  []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 14},
+			shares: []float64{1.4, 1.4, 1.4, 1.4, 1.4, 1.4, 1.4, 1.4, 1.4, 1.4, 28, 28, 28, 0, 0},
 		}, {
 			name: "failover region", locality: balancer.Locality{Enabled: true, Own: own, Failover: []balancer.Failover{{"us", "eu"}, {"eu", "ap"}}},
 			set: regions, eject: []int{0}, shares: []float64{0, 0, 1},
@@ -140,6 +148,24 @@ func TestRoundingIsNoShare(t *testing.T) {
 		h := pick(t, b, balancer.PickInfo{Tried: healthy})
 		if h.ID() == set[14].ID() {
 			t.Fatal("a place without a share of the traffic gets a call")
+		}
+		h.Release(0, false)
+	}
+}
+
+// TestLocalityExactly: two places carry half of the traffic each, which is just enough, so ejections count although there are many.
+func TestLocalityExactly(t *testing.T) {
+	set := placed(append(slices.Repeat([]string{"eu/a/1"}, 14), slices.Repeat([]string{"eu/a/2"}, 14)...)...)
+	own := discovery.Locality{Region: "eu", Zone: "a", SubZone: "1"}
+	b := newBalancer(t, balancer.Config{Locality: balancer.Locality{Enabled: true, Own: own}, PanicFraction: 0.5})
+	b.Update(set)
+	for i, h := range b.Hosts() {
+		h.SetEjected(i%14 >= 5) // 140% of 5 of 14 are a half
+	}
+	for range 200 {
+		h := pick(t, b, balancer.PickInfo{})
+		if h.Ejected() {
+			t.Fatal("an ejected endpoint gets a call")
 		}
 		h.Release(0, false)
 	}

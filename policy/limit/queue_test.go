@@ -13,6 +13,7 @@ import (
 func TestWaitersThatGiveUp(t *testing.T) {
 	for name, leaves := range map[string][]int{
 		"nobody": nil, "the only one so far": {0}, "the last": {2}, "the first": {0, 1}, "one between": {1}, "all": {0, 1, 2},
+		"one between, then the last": {1, 2}, "the last, then one between": {2, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

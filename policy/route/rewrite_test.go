@@ -173,6 +173,10 @@ func TestRedirect(t *testing.T) {
 			"http://z:81/"},
 		{"from request, default", route.Redirect{DerivePort: route.FromRequest, Authority: "z"}, prefix("/"), "https://a/", 301,
 			"https://z/"},
+		{"from request, default of the old scheme", route.Redirect{Scheme: "https", DerivePort: route.FromRequest}, prefix("/"), "http://a/", 301,
+			"https://a:80/"},
+		{"from request that has none", route.Redirect{Scheme: "https", DerivePort: route.FromRequest}, prefix("/"), "x://a/", 301, "https://a/"},
+		{"port is the default of the new scheme", route.Redirect{Scheme: "https", Port: 443}, prefix("/"), "http://a:81/", 301, "https://a/"},
 		{"IPv6", route.Redirect{Port: 82}, prefix("/"), "http://[::1]/b", 301, "http://[::1]:82/b"},
 		{"IPv6 with port", route.Redirect{Port: 82}, prefix("/"), "http://[::1]:81/b", 301, "http://[::1]:82/b"},
 	} {

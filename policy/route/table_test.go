@@ -1,6 +1,7 @@
 package route_test
 
 import (
+	"math"
 	"net/http"
 	"regexp"
 	"strings"
@@ -294,12 +295,14 @@ func TestNewTableErrors(t *testing.T) {
 		{redirect(route.Redirect{Port: -1}), "Redirect.Port"},
 		{redirect(route.Redirect{Port: 1, DerivePort: route.FromRequest}), "Redirect.Port: DerivePort"},
 		{redirect(route.Redirect{Port: 1, Authority: "a:2"}), "Redirect.Authority: it has a port"},
+		{redirect(route.Redirect{DerivePort: route.FromRequest, Authority: "a:2"}), "Redirect.Authority: it has a port"},
 		{redirect(route.Redirect{DerivePort: 9}), "Redirect.DerivePort: 9"},
 		{redirect(route.Redirect{URI: "/a", PrefixRewrite: "/b"}), "Redirect.PrefixRewrite: URI"},
 		{redirect(route.Redirect{URI: "a"}), "Redirect.URI"},
 		{redirect(route.Redirect{PrefixRewrite: "/a?b"}), "Redirect.PrefixRewrite"},
 		{route.Route{Direct: &route.DirectResponse{}}, "Direct.Status: 0"},
 		{route.Route{Direct: &route.DirectResponse{Status: 204, Body: []byte("a")}}, "Direct.Body"},
+		{route.Route{Direct: &route.DirectResponse{Status: 304, Body: []byte("a")}}, "Direct.Body"},
 
 		{weighted(1, -1), "Destinations[1].Weight: -1"},
 		{weighted(0, 0), "Destinations: the sum of the weights is 0"},
@@ -356,6 +359,30 @@ func TestNewTableErrors(t *testing.T) {
 				t.Errorf("NewTable = %q, want it to begin with %q", err, want)
 			}
 		})
+	}
+}
+
+// TestNewTableBounds: the largest values are valid.
+func TestNewTableBounds(t *testing.T) {
+	last := weighted(math.MaxUint32-1, 1)
+	last.Destinations[1].Target.Port = math.MaxUint16
+	rules := table(t, last,
+		route.Route{Redirect: &route.Redirect{Port: math.MaxUint16}},
+		route.Route{Direct: &route.DirectResponse{Status: 200}},
+		route.Route{Direct: &route.DirectResponse{Status: 599}},
+	)
+	b := rules.Rule(0).Pick(func(n uint32) uint32 {
+		if n != math.MaxUint32 {
+			t.Errorf("the weights are %d together, want %d", n, uint32(math.MaxUint32))
+		}
+		return n - 1
+	})
+	if b.Index != 1 || b.Target.Port != math.MaxUint16 {
+		t.Errorf("picked destination %d, port %d", b.Index, b.Target.Port)
+	}
+	resp := rules.Rule(1).Respond(get(t, "http://a/"), -1)
+	if got, want := resp.Header.Get("Location"), "http://a:65535/"; got != want {
+		t.Errorf("redirect to %q, want %q", got, want)
 	}
 }
 
