@@ -501,9 +501,9 @@ func TestSlowStart(t *testing.T) {
 				t.Error("3 of 5 new: the last is in slow start")
 			}
 			time.Sleep(time.Minute)
-			b.Update(endpoints(6))
-			if !balancer.Warming(b.Hosts()[5]) || balancer.Warming(b.Hosts()[3]) {
-				t.Error("later, the sixth is not in slow start, or the fourth still is")
+			b.Update(endpoints(7)) // 4 of 7 would be, if the third and the fourth still were
+			if !balancer.Warming(b.Hosts()[5]) || !balancer.Warming(b.Hosts()[6]) || balancer.Warming(b.Hosts()[3]) {
+				t.Error("later, the last two are not in slow start, or the fourth still is")
 			}
 		})
 	})

@@ -5,9 +5,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
@@ -113,4 +116,68 @@ func TestTransportForgetsEndpointsWithoutCalls(t *testing.T) {
 	if e := outlier.Endpoints(); len(e) != 1 || e[0].Ejected {
 		t.Errorf("endpoints = %+v, want the only one not ejected", e)
 	}
+}
+
+// told is an Outlier that ejects whom it is told to.
+type told struct {
+	ejected   map[string]bool
+	forgotten []string
+}
+
+func (o *told) Report(string, *http.Response, error) {}
+func (o *told) Ejected(endpoint string) bool         { return o.ejected[endpoint] }
+func (o *told) Forget(endpoint string)               { o.forgotten = append(o.forgotten, endpoint) }
+
+// TestOutlierForgets: an Update says who takes no calls any more, and nobody else.
+func TestOutlierForgets(t *testing.T) {
+	o := &told{}
+	b, err := balancer.New(balancer.Config{}, balancer.Hooks{Outlier: o})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := endpoints(3)
+	b.Update(set)
+	if len(o.forgotten) > 0 {
+		t.Errorf("forgotten are %v, though all take calls", o.forgotten)
+	}
+	set[2].Draining = true
+	b.Update(set)
+	b.Update(set[:1])
+	if want := []string{set[2].ID(), set[1].ID(), set[2].ID()}; !slices.Equal(o.forgotten, want) {
+		t.Errorf("forgotten are %v, want %v", o.forgotten, want)
+	}
+}
+
+// TestOutlierReadmits: picks notice within a tenth of a second that an endpoint is not ejected any more.
+func TestOutlierReadmits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &told{ejected: map[string]bool{}}
+		b, err := balancer.New(balancer.Config{}, balancer.Hooks{Outlier: o})
+		if err != nil {
+			t.Fatal(err)
+		}
+		set := endpoints(2)
+		b.Update(set)
+		first := b.Hosts()[0]
+		check := func(ejected bool) {
+			t.Helper()
+			for range 50 {
+				pick(t, b, balancer.PickInfo{}).Release(0, false)
+			}
+			if first.Ejected() != ejected {
+				t.Errorf("ejected = %v, want %v", !ejected, ejected)
+			}
+		}
+		o.ejected[first.ID()] = true
+		check(true)
+		time.Sleep(time.Second)
+		check(true)
+		delete(o.ejected, first.ID())
+		check(true) // it has just been looked at
+		time.Sleep(100 * time.Millisecond)
+		check(false)
+		if n := first.InFlight(); n != 0 {
+			t.Errorf("%d calls in flight, want none", n)
+		}
+	})
 }

@@ -72,6 +72,26 @@ func TestRewritePath(t *testing.T) {
 	}
 }
 
+// TestRewrites: a request needs to be cloned if any of its parts changes.
+func TestRewrites(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*route.Route)
+		want   bool
+	}{
+		"nothing":         {func(*route.Route) {}, false},
+		"response header": {func(r *route.Route) { r.Headers.Response.Remove = []string{"x"} }, false},
+		"path":            {func(r *route.Route) { r.Rewrite.URI = "/x" }, true},
+		"authority":       {func(r *route.Route) { r.Rewrite.Authority = "z" }, true},
+		"request header":  {func(r *route.Route) { r.Headers.Request.Remove = []string{"x"} }, true},
+	} {
+		r := to("a")
+		c.change(&r)
+		if got := table(t, r).Rule(0).Pick(nil).Rewrites(); got != c.want {
+			t.Errorf("%s: Rewrites() = %v, want %v", name, got, c.want)
+		}
+	}
+}
+
 func TestRewriteOpaque(t *testing.T) {
 	r := to("b", route.Match{URI: prefix("/a/")})
 	r.Rewrite.URI = "/b/"
