@@ -145,7 +145,7 @@ type ending struct {
 
 // send sends the request. Its spans, if it has any, end with the response.
 func (r *request) send(ctx context.Context, rt http.RoundTripper, d *spans.Call, ends ending) (*http.Response, error) {
-	if !spans.Recorded(ctx, d.Owner) {
+	if !r.tracer.Recorded(ctx, d.Owner) {
 		resp, err := base.Or(rt).RoundTrip(r.Of(r.caller, ctx))
 		if err == nil {
 			attempt.Restore(resp, r.caller, 1)
@@ -194,7 +194,7 @@ func (c *call) End(err error) {
 		}
 	}
 	if c.attempt {
-		spans.EndAttempt(c.ctx, c.desc.Owner, &attempt)
+		c.tracer.EndAttempt(c.ctx, c.desc.Owner, &attempt)
 	}
 	if c.whole {
 		c.tracer.EndCall(c.ctx, &c.desc, &whole)

@@ -43,6 +43,7 @@ type Call struct {
 // call is a call that is recorded. It is the context of its attempts.
 type call struct {
 	context.Context
+	tracer *Tracer
 	owner  any
 	shared bool
 	start  time.Time
@@ -55,26 +56,28 @@ type call struct {
 	n     int       // attempts
 }
 
-type callKey struct{}
+// callKey finds the calls of a Tracer, and those that are shared. Without one it finds any call.
+type callKey struct{ of *Tracer }
 
 // Value implements context.Context.
 func (c *call) Value(key any) any {
-	if key == (callKey{}) {
+	if key, ok := key.(callKey); ok && (key.of == nil || key.of == c.tracer || c.shared) {
 		return c
 	}
 	return c.Context.Value(key)
 }
 
-// callOf returns the call of owner, if it is recorded. A context may lead to others: of whoever calls within a call.
-func callOf(ctx context.Context, owner any) *call {
-	if c, ok := ctx.Value(callKey{}).(*call); ok && c.owner == owner {
+// callOf returns the call of owner, if it is recorded. A context may lead to others: of whoever calls within a call, and of another Tracer
+// that records the same one.
+func (t *Tracer) callOf(ctx context.Context, owner any) *call {
+	if c, ok := ctx.Value(callKey{t}).(*call); ok && c.owner == owner {
 		return c
 	}
 	return nil
 }
 
 // Recorded reports whether the call of owner is recorded: otherwise nothing ends with it.
-func Recorded(ctx context.Context, owner any) bool { return callOf(ctx, owner) != nil }
+func (t *Tracer) Recorded(ctx context.Context, owner any) bool { return t.callOf(ctx, owner) != nil }
 
 // Shared returns the owner of the call that an attempt with ctx is one of, nil if it is none. Within an attempt there is none.
 func Shared(ctx context.Context) any {
@@ -114,7 +117,7 @@ func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
 	sc := trace.SpanContextFromContext(ctx)
 	local := sc.IsValid() && !sc.IsRemote()
 	if local && !d.RPC && !t.config.CallSpans {
-		return newCall(ctx, d, nil)
+		return t.newCall(ctx, d, nil)
 	}
 	if !sc.IsValid() { // the application may have copied the headers that its request came with
 		if came := t.extract(d.Header); came.IsValid() {
@@ -132,11 +135,11 @@ func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
 		return sctx
 	}
 	span.SetAttributes(clientAttributes(d)...)
-	return newCall(sctx, d, span)
+	return t.newCall(sctx, d, span)
 }
 
-func newCall(ctx context.Context, d *Call, whole trace.Span) *call {
-	return &call{Context: ctx, owner: d.Owner, shared: d.Shared, start: orNow(d.Start), whole: whole}
+func (t *Tracer) newCall(ctx context.Context, d *Call, whole trace.Span) *call {
+	return &call{Context: ctx, tracer: t, owner: d.Owner, shared: d.Shared, start: orNow(d.Start), whole: whole}
 }
 
 func orNow(at time.Time) time.Time {
@@ -169,7 +172,7 @@ type Attempt struct {
 // StartAttempt begins an attempt, and sets the headers that carry its span. It returns the context to continue with.
 func (t *Tracer) StartAttempt(ctx context.Context, d *Call, a *Attempt) context.Context {
 	o := Outgoing{Caller: d.Caller, RPC: d.RPC, Seed: d.Seed, Header: a.Header, Set: a.Set}
-	c := callOf(ctx, d.Owner)
+	c := t.callOf(ctx, d.Owner)
 	if c == nil {
 		t.Carry(ctx, &o)
 		return ctx
@@ -230,8 +233,8 @@ type AttemptEnd struct {
 }
 
 // EndAttempt ends an attempt. Its span ends with the next attempt or with the call, when more is known about why it ended.
-func EndAttempt(ctx context.Context, owner any, e *AttemptEnd) {
-	c := callOf(ctx, owner)
+func (t *Tracer) EndAttempt(ctx context.Context, owner any, e *AttemptEnd) {
+	c := t.callOf(ctx, owner)
 	if c == nil {
 		return
 	}
@@ -289,7 +292,7 @@ type CallEnd struct {
 
 // EndCall ends a call.
 func (t *Tracer) EndCall(ctx context.Context, d *Call, e *CallEnd) {
-	c := callOf(ctx, d.Owner)
+	c := t.callOf(ctx, d.Owner)
 	if c == nil {
 		return
 	}

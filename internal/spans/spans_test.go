@@ -125,7 +125,7 @@ func attempt(tracer *spans.Tracer, ctx context.Context, header http.Header) http
 	}
 	ctx = tracer.StartCall(ctx, &d)
 	tracer.StartAttempt(ctx, &d, &spans.Attempt{Number: 1, Start: d.Start, Header: header, Set: sent})
-	spans.EndAttempt(ctx, d.Owner, &spans.AttemptEnd{Status: 200, At: time.Now()})
+	tracer.EndAttempt(ctx, d.Owner, &spans.AttemptEnd{Status: 200, At: time.Now()})
 	tracer.EndCall(ctx, &d, &spans.CallEnd{Status: 200, GRPCStatus: -1})
 	return http.Header(sent)
 }

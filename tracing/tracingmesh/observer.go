@@ -68,8 +68,8 @@ func seedOf(c *mesh.Call) uint64 {
 }
 
 // recorded reports whether a call is recorded. If so, its context differs from that of its caller.
-func recorded(ctx context.Context, c *mesh.Call) bool {
-	return !caller.SameContext(ctx, c.Request.Context()) && spans.Recorded(ctx, c)
+func (o *observer) recorded(ctx context.Context, c *mesh.Call) bool {
+	return !caller.SameContext(ctx, c.Request.Context()) && o.tracer.Recorded(ctx, c)
 }
 
 func (o *observer) callStart(ctx context.Context, c *mesh.Call) context.Context {
@@ -81,7 +81,7 @@ func (o *observer) callStart(ctx context.Context, c *mesh.Call) context.Context 
 }
 
 func (o *observer) callEnd(ctx context.Context, c *mesh.Call) {
-	if !recorded(ctx, c) {
+	if !o.recorded(ctx, c) {
 		return
 	}
 	d := describe(c)
@@ -102,7 +102,7 @@ func (o *observer) attemptStart(ctx context.Context, a *mesh.Attempt) context.Co
 	c := a.Call
 	out := spans.Outgoing{RPC: field.CallsGRPC(c.Request), Seed: seedOf(c), Header: a.Header, Set: a.Sent}
 	if from := c.Request.Context(); !caller.SameContext(ctx, from) {
-		if spans.Recorded(ctx, c) {
+		if o.tracer.Recorded(ctx, c) {
 			d := describe(c)
 			return o.tracer.StartAttempt(ctx, &d, &spans.Attempt{
 				Number: a.Number, Start: a.Start, Endpoint: a.Endpoint, Header: a.Header, Set: a.Sent,
@@ -115,7 +115,7 @@ func (o *observer) attemptStart(ctx context.Context, a *mesh.Attempt) context.Co
 }
 
 func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
-	if !recorded(ctx, a.Call) {
+	if !o.recorded(ctx, a.Call) {
 		return
 	}
 	e := spans.AttemptEnd{Status: a.Status, Err: a.Err, At: a.Start.Add(a.Duration)}
@@ -125,7 +125,7 @@ func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
 	if a.Call.Telemetry.Client().Tracing.Peers {
 		e.Peer = (*tried)(a)
 	}
-	spans.EndAttempt(ctx, a.Call, &e)
+	o.tracer.EndAttempt(ctx, a.Call, &e)
 }
 
 func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.Context {
