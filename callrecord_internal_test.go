@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -86,5 +87,59 @@ func TestAnAttemptWhoseObserverPanics(t *testing.T) {
 	call.End(engine.CallEnd{})
 	if !slices.Contains(o.events, "call ends") {
 		t.Errorf("observers were told %v, and not of the end", o.events)
+	}
+}
+
+// A record that is used again has nothing of the call before, whatever fields there are.
+func TestARecordThatIsUsedAgainIsZero(t *testing.T) {
+	var r recorded
+	fill(t, reflect.ValueOf(&r).Elem())
+	r.reset()
+	zero(t, "recorded", reflect.ValueOf(r))
+}
+
+// fill sets all fields of a struct, and of the structs in it, to something.
+func fill(t *testing.T, v reflect.Value) {
+	t.Helper()
+	for i := range v.NumField() {
+		f := reflect.NewAt(v.Field(i).Type(), v.Field(i).Addr().UnsafePointer()).Elem()
+		switch f.Kind() {
+		case reflect.Struct:
+			fill(t, f)
+		case reflect.Pointer:
+			f.Set(reflect.New(f.Type().Elem()))
+		case reflect.Map:
+			f.Set(reflect.MakeMap(f.Type()))
+		case reflect.String:
+			f.SetString("x")
+		case reflect.Bool:
+			f.SetBool(true)
+		case reflect.Interface:
+			var some reflect.Value
+			for _, one := range []any{context.Background(), context.Canceled, noHeader{}} {
+				if reflect.TypeOf(one).Implements(f.Type()) {
+					some = reflect.ValueOf(one)
+				}
+			}
+			f.Set(some)
+		default:
+			if f.CanInt() {
+				f.SetInt(1)
+			} else {
+				f.SetUint(1)
+			}
+		}
+	}
+}
+
+func zero(t *testing.T, name string, v reflect.Value) {
+	t.Helper()
+	for i := range v.NumField() {
+		f, of := v.Field(i), name+"."+v.Type().Field(i).Name
+		if f.Kind() == reflect.Struct {
+			zero(t, of, f)
+		} else if !f.IsZero() {
+			t.Errorf("%s is not reset", of)
+		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/outgoing"
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
@@ -39,6 +40,7 @@ type request struct {
 	sent, answered int64 // bytes of the request and of the response
 	end            int64 // in Unix seconds
 	inbound        bool
+	unsampled      bool // its context has no span that could be an exemplar
 
 	side   *telemetry.Side // what documents change about the metrics; nil for nothing
 	header http.Header     // of the request, if side is set
@@ -70,7 +72,9 @@ func (st *store) record(ctx context.Context, p *path, r *request) bool {
 	s.hists.observe(duration, took)
 	s.hists.observe(requestBytes, r.sent)
 	s.hists.observe(responseBytes, r.answered)
-	s.hists.exemplify(ctx, took, r.end)
+	if !r.unsampled {
+		s.hists.exemplify(ctx, took, r.end)
+	}
 	return true
 }
 
@@ -86,7 +90,7 @@ func (st *store) recordAltered(ctx context.Context, s *series, r *request) {
 			to.counts[f.count].Add(1)
 		default:
 			to.hists.observe(f.hist, observed[f.hist])
-			if f.hist == duration {
+			if f.hist == duration && !r.unsampled {
 				to.hists.exemplify(ctx, took, r.end)
 			}
 		}
@@ -162,8 +166,13 @@ func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
 	if rpc {
 		r.key |= isGRPC
 	}
-	if c.Last != nil && c.Last.PeerID != "" {
-		r.key |= isMTLS
+	if a := c.Last; a != nil {
+		if a.PeerID != "" {
+			r.key |= isMTLS
+		}
+		if sent, ok := a.Sent.(*outgoing.Request); ok {
+			r.unsampled = sent.Unsampled()
+		}
 	}
 	var p *path
 	for range recordTries {

@@ -108,6 +108,18 @@ func TestHeaderThatCarriesATraceIsNotUntraced(t *testing.T) {
 			if r.Untraced() || r.Header()["Traceparent"][0] != "00" {
 				t.Errorf("%d fields, room for %d: %v after a traceparent was set", fields, room, r.Header())
 			}
+			for name, add := range map[string]func(*outgoing.Request, string, string){
+				"AddTrace":       (*outgoing.Request).AddTrace,
+				"AddSharedTrace": func(r *outgoing.Request, key, value string) { r.AddSharedTrace(key, []string{value}) },
+			} {
+				req := request(t, fields)
+				var r outgoing.Request
+				r.Begin(req.Header, false, room)
+				add(&r, "Traceparent", "00")
+				if h := r.Of(req, req.Context()).Header; r.Untraced() || h["Traceparent"][0] != "00" || len(h) != fields+1 || len(req.Header) != fields {
+					t.Errorf("%d fields, room for %d: %v is sent after %s", fields, room, h, name)
+				}
+			}
 			r = begin(func(http.Header) {})
 			r.SetHeader("X-Other", "1")
 			if !r.Untraced() {
@@ -127,6 +139,21 @@ func TestManyHeadersAreSet(t *testing.T) {
 	for i := range 20 {
 		if got := r.Header()["X-"+strconv.Itoa(i)]; len(got) != 1 || cap(got) != 1 || got[0] != strconv.Itoa(i) {
 			t.Errorf("header %d is %q", i, got)
+		}
+	}
+}
+
+// What is sent has the trailer of the caller's request, and no other.
+func TestTrailerIsTheCallers(t *testing.T) {
+	for _, trailer := range []http.Header{nil, {"X-Sum": nil}} {
+		req := request(t, 3)
+		req.Trailer = trailer
+		var r outgoing.Request
+		r.Begin(req.Header, false, 2)
+		r.SetHeader("X-Own", "1")
+		if sent := r.Of(req, req.Context()); !maps.EqualFunc(sent.Trailer, trailer, func(a, b []string) bool { return len(a) == len(b) }) ||
+			(sent.Trailer == nil) != (trailer == nil) {
+			t.Errorf("the trailer %v is sent as %v", trailer, sent.Trailer)
 		}
 	}
 }

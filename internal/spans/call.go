@@ -171,7 +171,7 @@ type Attempt struct {
 
 // StartAttempt begins an attempt, and sets the headers that carry its span. It returns the context to continue with.
 func (t *Tracer) StartAttempt(ctx context.Context, d *Call, a *Attempt) context.Context {
-	o := Outgoing{Caller: d.Caller, RPC: d.RPC, Seed: d.Seed, Header: a.Header, Set: a.Set}
+	o := Outgoing{Caller: d.Caller, RPC: d.RPC, Seed: d.Seed, Number: a.Number, Header: a.Header, Set: a.Set}
 	c := t.callOf(ctx, d.Owner)
 	if c == nil {
 		t.Carry(ctx, &o)

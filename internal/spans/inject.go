@@ -19,6 +19,7 @@ type Outgoing struct {
 	Caller context.Context // of the caller; nil if it is that of the request
 	RPC    bool
 	Seed   uint64      // of a request id: [Seed] of the call
+	Number int         // of the attempt, from 1
 	Header http.Header // as it is; it is changed only through Set
 	Set    Setter
 
@@ -34,17 +35,20 @@ type Outgoing struct {
 
 // Carry sets the headers of an attempt without a span of its own. ctx is its context.
 func (t *Tracer) Carry(ctx context.Context, o *Outgoing) {
-	o.ctx, o.span = ctx, trace.SpanContextFromContext(ctx)
+	o.ctx, o.span = ctx, trace.SpanFromContext(ctx).SpanContext()
 	o.valid = o.span.IsValid()
 	if o.Caller == nil {
 		o.fresh, o.seed = !o.valid, idSeed(o.Seed, &o.span)
+		if sent, ok := o.Set.(*outgoing.Request); ok && !o.span.IsSampled() {
+			sent.SetUnsampled()
+		}
 	} else {
 		from := trace.SpanContextFromContext(o.Caller)
 		o.fresh, o.seed = !from.IsValid(), idSeed(o.Seed, &from)
 	}
 	o.id = o.span.SpanID()
 	if o.valid && !o.span.IsSampled() && !t.config.NoClientSpans {
-		o.id = newSpanID() // nobody records this span, so any id will do
+		o.id = unrecordedID(o.seed, o.Number)
 	}
 	t.inject(o)
 }
@@ -54,9 +58,12 @@ func (o *Outgoing) has(key string) bool { return !o.clean && o.Header[key] != ni
 
 // put sets a header that carries a trace. An empty value removes it.
 func (o *Outgoing) put(key, value string) {
-	if o.sent != nil {
+	switch {
+	case o.clean && value != "":
+		o.sent.AddTrace(key, value)
+	case o.sent != nil:
 		o.sent.SetTrace(key, value)
-	} else {
+	default:
 		o.Set.SetHeader(key, value)
 	}
 }
@@ -156,6 +163,10 @@ func (t *Tracer) setContext(o *Outgoing, text string) {
 	if text == "" {
 		return
 	}
+	if o.clean {
+		t.addContext(o, text)
+		return
+	}
 	keep := func(f format, name, value string) {
 		if t.formats&f != 0 && value != "" {
 			o.put(name, value)
@@ -178,6 +189,27 @@ func (t *Tracer) setContext(o *Outgoing, text string) {
 		keep(b3Multi, b3Flags, "")
 	}
 }
+
+// addContext is setContext for a header that carries no trace yet.
+func (t *Tracer) addContext(o *Outgoing, text string) {
+	if t.formats&w3c != 0 {
+		o.sent.AddTrace(traceparent, text[:contextLength])
+		if ts := o.span.TraceState(); ts.Len() > 0 {
+			o.sent.AddTrace(tracestate, ts.String())
+		}
+	}
+	if t.formats&b3Single != 0 {
+		o.sent.AddTrace(b3Header, text[contextLength:])
+	}
+	if t.formats&b3Multi != 0 {
+		o.sent.AddTrace(b3TraceID, text[3:35])
+		o.sent.AddTrace(b3SpanID, text[36:52])
+		o.sent.AddSharedTrace(b3Sampled, sampledValues[o.span.TraceFlags()&trace.FlagsSampled])
+	}
+}
+
+// sampledValues are the values of X-B3-Sampled.
+var sampledValues = [...][]string{{"0"}, trace.FlagsSampled: {"1"}}
 
 func sampledText(flags trace.TraceFlags) string {
 	if flags.IsSampled() {
@@ -217,8 +249,15 @@ func (t *Tracer) SetRequestID(d *Call, set Setter) {
 	}
 }
 
-// process makes request ids differ between processes.
-var process = [2]uint64{rand.Uint64(), rand.Uint64()}
+// process makes ids differ between processes.
+var process = [3]uint64{rand.Uint64(), rand.Uint64(), rand.Uint64()}
+
+// unrecordedID returns the id of the span of an attempt that nobody records, so that any id will do that no other attempt has. seed is that of
+// the call's request id.
+func unrecordedID(seed uint64, attempt int) (id trace.SpanID) {
+	binary.NativeEndian.PutUint64(id[:], mix(seed+process[2]+uint64(attempt))|1)
+	return id
+}
 
 // Seed returns the seed of a call that began at start. All its attempts come to the same one, and no other call of this process does: owner
 // tells it from those that begin at the same time.

@@ -30,6 +30,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/outgoing"
 	"github.com/nosidecar/mesh/internal/spans"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/tracing"
@@ -72,6 +73,12 @@ func (o *observer) recorded(ctx context.Context, c *mesh.Call) bool {
 	return !caller.SameContext(ctx, c.Request.Context()) && o.tracer.Recorded(ctx, c)
 }
 
+// unsampled reports whether nothing of the call of an attempt is recorded.
+func unsampled(a *mesh.Attempt) bool {
+	sent, ok := a.Sent.(*outgoing.Request)
+	return ok && sent.Unsampled()
+}
+
 func (o *observer) callStart(ctx context.Context, c *mesh.Call) context.Context {
 	if !o.tracer.MayRecord(ctx) {
 		return ctx
@@ -81,7 +88,7 @@ func (o *observer) callStart(ctx context.Context, c *mesh.Call) context.Context 
 }
 
 func (o *observer) callEnd(ctx context.Context, c *mesh.Call) {
-	if !o.recorded(ctx, c) {
+	if c.Last != nil && unsampled(c.Last) || !o.recorded(ctx, c) {
 		return
 	}
 	d := describe(c)
@@ -100,7 +107,7 @@ func (o *observer) callEnd(ctx context.Context, c *mesh.Call) {
 
 func (o *observer) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
 	c := a.Call
-	out := spans.Outgoing{RPC: field.CallsGRPC(c.Request), Seed: seedOf(c), Header: a.Header, Set: a.Sent}
+	out := spans.Outgoing{RPC: field.CallsGRPC(c.Request), Seed: seedOf(c), Number: a.Number, Header: a.Header, Set: a.Sent}
 	if from := c.Request.Context(); !caller.SameContext(ctx, from) {
 		if o.tracer.Recorded(ctx, c) {
 			d := describe(c)
@@ -115,7 +122,7 @@ func (o *observer) attemptStart(ctx context.Context, a *mesh.Attempt) context.Co
 }
 
 func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
-	if !o.recorded(ctx, a.Call) {
+	if unsampled(a) || !o.recorded(ctx, a.Call) {
 		return
 	}
 	e := spans.AttemptEnd{Status: a.Status, Err: a.Err, At: a.Start.Add(a.Duration)}
