@@ -211,31 +211,30 @@ func serveTLS(t *testing.T, h http.HandlerFunc, config *tls.Config) *memnet.Netw
 	return network
 }
 
-// The certificate that MUTUAL presents comes from files, which nobody tells of: connections made with it end with it.
-func TestConnectionsEndWithTheCertificateOfTheirFiles(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newTown(t)
-		w.TTL = 2 * time.Second
-		server := newTown(t)
-		id, err := server.Identity("default", "partner")
-		if err != nil {
+// partner returns a mesh that calls api.partner with a certificate for two seconds, which is in files, and a function that renews it.
+func partner(t *testing.T) (m *mesh.Mesh, renew func()) {
+	t.Helper()
+	w, server := newTown(t), newTown(t)
+	w.TTL = 2 * time.Second
+	id, err := server.Identity("default", "partner")
+	if err != nil {
+		t.Fatal(err)
+	}
+	network := serveTLS(t, func(w http.ResponseWriter, r *http.Request) {
+		if time.Now().After(r.TLS.PeerCertificates[0].NotAfter) {
+			w.WriteHeader(http.StatusForbidden)
+		}
+	}, &tls.Config{ClientAuth: tls.RequireAnyClientCert, Certificates: []tls.Certificate{*id.Certificate()}})
+	dir := t.TempDir()
+	writePEM(t, dir+"/server.pem", "CERTIFICATE", server.Bundle().X509Authorities()[0].Raw)
+	renew = func() {
+		t.Helper()
+		if err := w.WriteFiles(dir+"/client", "default", "order-service"); err != nil {
 			t.Fatal(err)
 		}
-		network := serveTLS(t, func(w http.ResponseWriter, r *http.Request) {
-			if time.Now().After(r.TLS.PeerCertificates[0].NotAfter) {
-				w.WriteHeader(http.StatusForbidden)
-			}
-		}, &tls.Config{ClientAuth: tls.RequireAnyClientCert, Certificates: []tls.Certificate{*id.Certificate()}})
-		dir := t.TempDir()
-		writePEM(t, dir+"/server.pem", "CERTIFICATE", server.Bundle().X509Authorities()[0].Raw)
-		files := func() {
-			t.Helper()
-			if err := w.WriteFiles(dir+"/client", "default", "order-service"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		files()
-		m := newMesh(t, fmt.Sprintf(`
+	}
+	renew()
+	return newMesh(t, fmt.Sprintf(`
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: d, namespace: default}
@@ -249,19 +248,33 @@ spec:
       caCertificates: %[1]s/server.pem
       subjectAltNames: ["spiffe://cluster.local/ns/default/sa/partner"]
 `, dir), mesh.WithDiscovery(discovery.Static{"api.partner": {{Address: "10.0.0.1", Port: 443}}}),
-			mesh.WithTransport(&http.Transport{DialContext: network.DialContext}))
-		raw, err := m.DialContext(t.Context(), "tcp", "api.partner:443")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer raw.Close()
+		mesh.WithTransport(&http.Transport{DialContext: network.DialContext})), renew
+}
+
+// The certificate that MUTUAL presents comes from files, which nobody tells of: connections made with it end with it.
+func TestConnectionsEndWithTheCertificateOfTheirFiles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, renew := partner(t)
 		for range 30 {
 			if a := get(t, m.Client(), "http://api.partner/"); a.status != http.StatusOK {
 				t.Fatal("a call went over a connection made with a certificate that has expired")
 			}
 			time.Sleep(100 * time.Millisecond)
-			files()
+			renew()
 		}
+	})
+}
+
+// So do raw connections, even if nothing else happens.
+func TestRawConnectionsEndWithTheCertificateOfTheirFiles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := partner(t)
+		raw, err := m.DialContext(t.Context(), "tcp", "api.partner:443")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer raw.Close()
+		time.Sleep(3 * time.Second)
 		raw.SetReadDeadline(time.Now())
 		if _, err := raw.Read(make([]byte, 1)); !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("a raw connection reads %v, want that it is closed, since its certificate has expired", err)

@@ -98,12 +98,12 @@ func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 	d.PeerID = a.conns.ProvenID()
 	raw := &netconn.Conn{Conn: conn}
 	raw.OnClose(func(error) { a.leave(false) })
+	a.connected(raw) // before anything else may close it
 	a.conns.OnDistrust(conn, func(why error) { raw.CloseFor(why) })
 	if !expires.IsZero() {
 		timer := time.AfterFunc(time.Until(expires), func() { raw.CloseFor(errExpired) })
 		raw.OnClose(func(error) { timer.Stop() })
 	}
-	a.connected(raw)
 	return raw, nil
 }
 
