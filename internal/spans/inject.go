@@ -181,7 +181,7 @@ func (t *Tracer) setContext(o *Outgoing, text string) {
 	}
 	keep(w3c, tracestate, state)
 	keep(b3Single, b3Header, text[contextLength:])
-	if t.formats&b3Multi != 0 || !o.clean && hasB3(o.Header) {
+	if t.formats&b3Multi != 0 || hasB3(o.Header) {
 		keep(b3Multi, b3TraceID, text[3:35])
 		keep(b3Multi, b3SpanID, text[36:52])
 		keep(b3Multi, b3Sampled, sampledText(o.span.TraceFlags()))
@@ -190,7 +190,7 @@ func (t *Tracer) setContext(o *Outgoing, text string) {
 	}
 }
 
-// addContext is setContext for a header that carries no trace yet.
+// addContext is setContext for a header that carries no trace yet, as that of most calls: none of its fields has to be looked for.
 func (t *Tracer) addContext(o *Outgoing, text string) {
 	if t.formats&w3c != 0 {
 		o.sent.AddTrace(traceparent, text[:contextLength])
