@@ -29,28 +29,7 @@ spec: {host: echo, trafficPolicy: {connectionPool: {http: {http2MaxRequests: 1}}
 func TestStreamWithoutAGoroutine(t *testing.T) {
 	leak.Check(t)
 	_, conn := one(t, threeTries, []discovery.Endpoint{serve(t, echoStreams)})
-	stream, err := grpctest.NewClient(conn).FullDuplexCall(bounded(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	look := func(when string) {
-		t.Helper()
-		if found := leak.Running("internal/grpcreplay"); found != "" {
-			t.Errorf("%s:\n%s", when, found)
-		}
-	}
-	look("before the first message")
-	if err := stream.Send(&grpctest.In{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stream.Recv(); err != nil {
-		t.Fatal(err)
-	}
-	look("after the first message")
-	_ = stream.CloseSend()
-	if _, err := stream.Recv(); err != io.EOF {
-		t.Errorf("end of stream: %v, want io.EOF", err)
-	}
+	grpctest.CheckNoGoroutine(bounded(t), t, grpctest.NewClient(conn))
 }
 
 // A sender who does not receive finds out that its try was refused, and goes on with the next.
