@@ -83,16 +83,7 @@ func BenchmarkMutualGRPC(b *testing.B) {
 	defer closeAll()
 	for _, inFlight := range []int{8, 64} {
 		for _, caller := range callers {
-			b.Run(fmt.Sprintf("%d/%s", inFlight, caller.Name), func(b *testing.B) {
-				b.ReportAllocs()
-				var begun atomic.Int64
-				result, err := Load(inFlight, func() bool { return begun.Add(1) <= int64(b.N) }, caller.Unary)
-				if err != nil {
-					b.Fatal(err)
-				}
-				b.ReportMetric(result.PerSecond(), "req/s")
-				b.ReportMetric(result.CPUPerCall(), "cpu-µs/op")
-			})
+			b.Run(fmt.Sprintf("%d/%s", inFlight, caller.Name), func(b *testing.B) { benchmarkWorker(b, caller.Unary, inFlight) })
 		}
 	}
 }
@@ -105,11 +96,18 @@ func TestMutualGRPCCallers(t *testing.T) {
 	}
 	defer closeAll()
 	for _, c := range callers {
-		if err := c.Unary(t.Context()); err != nil {
-			t.Errorf("%s: %v", c.Name, err)
-		}
-		if err := c.Stream(t.Context(), 3); err != nil {
-			t.Errorf("%s: %v", c.Name, err)
+		for name, worker := range map[string]Worker{"unary": c.Unary, "stream": c.Streams, "message": c.Messages} {
+			ctx, cancel := context.WithCancel(t.Context())
+			call, err := worker(ctx)
+			for range 3 {
+				if err == nil {
+					err = call()
+				}
+			}
+			cancel()
+			if err != nil {
+				t.Errorf("%s, %s: %v", c.Name, name, err)
+			}
 		}
 	}
 }

@@ -30,7 +30,7 @@ func BenchmarkMutual(b *testing.B) {
 	b.Cleanup(callers[0].Close)
 	for _, inFlight := range []int{8, 64} {
 		for _, caller := range callers {
-			b.Run(fmt.Sprintf("%d/%s", inFlight, caller.Name), func(b *testing.B) { benchmarkCaller(b, &caller, inFlight) })
+			b.Run(fmt.Sprintf("%d/%s", inFlight, caller.Name), func(b *testing.B) { benchmarkWorker(b, caller.Worker(), inFlight) })
 		}
 	}
 }
@@ -40,16 +40,16 @@ func benchmarkLoopback(b *testing.B, start func(Protocol) (*Server, error)) {
 		callers := newCallers(b, protocol, start)
 		for _, inFlight := range []int{8, 64} {
 			for _, caller := range callers {
-				b.Run(fmt.Sprintf("%s/%d/%s", protocol, inFlight, caller.Name), func(b *testing.B) { benchmarkCaller(b, &caller, inFlight) })
+				b.Run(fmt.Sprintf("%s/%d/%s", protocol, inFlight, caller.Name), func(b *testing.B) { benchmarkWorker(b, caller.Worker(), inFlight) })
 			}
 		}
 	}
 }
 
-func benchmarkCaller(b *testing.B, caller *Caller, inFlight int) {
+func benchmarkWorker(b *testing.B, worker Worker, inFlight int) {
 	b.ReportAllocs()
 	var begun atomic.Int64
-	result, err := caller.Run(inFlight, func() bool { return begun.Add(1) <= int64(b.N) })
+	result, err := Load(inFlight, func() bool { return begun.Add(1) <= int64(b.N) }, worker)
 	if err != nil {
 		b.Fatal(err)
 	}

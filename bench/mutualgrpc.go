@@ -62,32 +62,49 @@ type GRPCCaller struct {
 	conn *grpc.ClientConn
 }
 
-// Unary makes a unary call.
-func (c *GRPCCaller) Unary(ctx context.Context) error {
-	return c.conn.Invoke(ctx, grpc_testing.TestService_UnaryCall_FullMethodName, &grpc_testing.SimpleRequest{}, &grpc_testing.SimpleResponse{})
+// Unary is a [Worker] that makes unary calls.
+func (c *GRPCCaller) Unary(ctx context.Context) (func() error, error) {
+	return func() error {
+		return c.conn.Invoke(ctx, grpc_testing.TestService_UnaryCall_FullMethodName, &grpc_testing.SimpleRequest{}, &grpc_testing.SimpleResponse{})
+	}, nil
 }
 
-// Stream makes a stream with n messages in each direction, one after the other.
-func (c *GRPCCaller) Stream(ctx context.Context, n int) error {
-	stream, err := grpc_testing.NewTestServiceClient(c.conn).FullDuplexCall(ctx)
-	if err != nil {
-		return err
-	}
-	for range n {
-		if err := stream.Send(&grpc_testing.StreamingOutputCallRequest{}); err != nil {
+// Streams is a [Worker] that makes streams of one message in each direction.
+func (c *GRPCCaller) Streams(ctx context.Context) (func() error, error) {
+	return func() error {
+		stream, err := c.open(ctx)
+		if err != nil {
 			return err
 		}
-		if _, err := stream.Recv(); err != nil {
+		if err := exchange(stream); err != nil {
 			return err
 		}
-	}
-	if err := stream.CloseSend(); err != nil {
+		if err := stream.CloseSend(); err != nil {
+			return err
+		}
+		if _, err := stream.Recv(); err != io.EOF {
+			return err
+		}
+		return nil
+	}, nil
+}
+
+// Messages is a [Worker] that sends messages on one stream, each of which is answered. The stream ends with the context.
+func (c *GRPCCaller) Messages(ctx context.Context) (func() error, error) {
+	stream, err := c.open(ctx)
+	return func() error { return exchange(stream) }, err
+}
+
+func (c *GRPCCaller) open(ctx context.Context) (grpc_testing.TestService_FullDuplexCallClient, error) {
+	return grpc_testing.NewTestServiceClient(c.conn).FullDuplexCall(ctx)
+}
+
+func exchange(stream grpc_testing.TestService_FullDuplexCallClient) error {
+	if err := stream.Send(&grpc_testing.StreamingOutputCallRequest{}); err != nil {
 		return err
 	}
-	if _, err := stream.Recv(); err != io.EOF {
-		return err
-	}
-	return nil
+	_, err := stream.Recv()
+	return err
 }
 
 // echo is the service.

@@ -4,7 +4,7 @@
 //
 // Rounds are short and many, so that whatever else the machine does meanwhile weighs on all sides alike. Over loopback
 // every figure is the median of all rounds, and every ratio the median of the ratios within a round, with the interval
-// that holds the true median with 95% confidence. With a live heap, the garbage collector does not run within so short a time. Around a
+// that holds the true median with 95% confidence. A side runs for a while before it counts. With a live heap, the garbage collector does not run within so short a time. Around a
 // RoundTripper that does nothing it is the best round that counts, in CPU time, with the garbage collector's: anything above that
 // is the machine's doing.
 package main
@@ -18,11 +18,13 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/bench"
 )
+
+// warmUp is how long a side runs in a round before it counts.
+const warmUp = 15 * time.Millisecond
 
 func main() {
 	bench.ServeProcess()
@@ -97,18 +99,17 @@ func mutualGRPC(inFlight, rounds int, span time.Duration) error {
 	}
 	defer closeAll()
 	for _, kind := range []struct {
-		name string
-		call func(*bench.GRPCCaller, context.Context) error
+		name   string
+		worker func(*bench.GRPCCaller, context.Context) (func() error, error)
 	}{
 		{"unary", (*bench.GRPCCaller).Unary},
-		{"stream of 1 message", func(c *bench.GRPCCaller, ctx context.Context) error { return c.Stream(ctx, 1) }},
-		{"stream of 100 messages", func(c *bench.GRPCCaller, ctx context.Context) error { return c.Stream(ctx, 100) }},
+		{"stream of 1 message", (*bench.GRPCCaller).Streams},
+		{"message of an open stream", (*bench.GRPCCaller).Messages},
 	} {
 		rate, cpu, err := inTurn(len(callers), rounds, func(i int) (float64, float64, error) {
-			var ended atomic.Bool
-			defer time.AfterFunc(span, func() { ended.Store(true) }).Stop()
-			result, err := bench.Load(inFlight, func() bool { return !ended.Load() },
-				func(ctx context.Context) error { return kind.call(&callers[i], ctx) })
+			result, err := bench.LoadFor(inFlight, warmUp, span, func(ctx context.Context) (func() error, error) {
+				return kind.worker(&callers[i], ctx)
+			})
 			return result.PerSecond(), result.CPUPerCall(), err
 		})
 		if err != nil {
@@ -133,9 +134,7 @@ func mutual(inFlight, rounds int, span time.Duration) error {
 		defer c.Close()
 	}
 	rate, cpu, err := inTurn(len(callers), rounds, func(i int) (float64, float64, error) {
-		var ended atomic.Bool
-		defer time.AfterFunc(span, func() { ended.Store(true) }).Stop()
-		result, err := callers[i].Run(inFlight, func() bool { return !ended.Load() })
+		result, err := bench.LoadFor(inFlight, warmUp, span, callers[i].Worker())
 		return result.PerSecond(), result.CPUPerCall(), err
 	})
 	if err != nil {
@@ -234,9 +233,7 @@ func throughput(start func(bench.Protocol) (*bench.Server, error), protocol benc
 		names = append(names, c.Name)
 	}
 	rate, cpu, err = inTurn(len(callers), rounds, func(i int) (float64, float64, error) {
-		var ended atomic.Bool
-		defer time.AfterFunc(span, func() { ended.Store(true) }).Stop()
-		result, err := callers[i].Run(inFlight, func() bool { return !ended.Load() })
+		result, err := bench.LoadFor(inFlight, warmUp, span, callers[i].Worker())
 		return result.PerSecond(), result.CPUPerCall(), err
 	})
 	return names, rate, cpu, err
