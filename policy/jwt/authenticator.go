@@ -15,12 +15,12 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Authenticator verifies the tokens of requests by a set of rules. It is immutable but for the tokens that it remembers, and safe
+// Authenticator verifies the tokens of requests by a set of rules. It is immutable except for the tokens that it remembers, and safe
 // for concurrent use.
 type Authenticator struct {
 	rules   []*rule  // sorted by issuer, which is the order in which they are tried
 	places  []place  // of all rules, each once
-	params  []string // that may hold a token
+	params  []string // names of query parameters that may hold a token
 	outputs outputs
 	known   known
 }
@@ -28,7 +28,7 @@ type Authenticator struct {
 // rule is a compiled Rule.
 type rule struct {
 	Rule
-	places    []int // indexes in those of the Authenticator
+	places    []int // indexes in places of the Authenticator
 	audiences []string
 	remote    *remoteSet // nil if the rule has its keys
 	payloadTo string     // the canonical name of PayloadHeader
@@ -55,8 +55,8 @@ func (o *outputs) has(name string) bool {
 	return o.lengths&(1<<min(len(name), 63)) != 0 && o.names[plainName(name)]
 }
 
-// New compiles rules. remotes fetches the keys of the rules that do not have any; it may be nil if all have. The errors of several
-// rules are joined.
+// New compiles rules. remotes fetches the keys of rules without Keys; it may be nil if there are none. The errors of several rules are
+// joined.
 func New(rules []Rule, remotes *Remotes) (*Authenticator, error) {
 	a := new(Authenticator)
 	var errs []error
@@ -112,7 +112,7 @@ func (a *Authenticator) Sources() []Source {
 	return all
 }
 
-// remotes returns the sets of the sources, some perhaps more than once. A nil Authenticator has none.
+// remotes returns the key sets that are fetched. One may occur more than once. A nil Authenticator has none.
 func (a *Authenticator) remotes() (all []*remoteSet) {
 	if a == nil {
 		return nil
@@ -139,15 +139,15 @@ type Result struct {
 	// Err says why the request is refused. It is nil if the request is not refused.
 	Err *Error
 
-	rule    *rule    // which gave the claims
+	rule    *rule    // the rule that gave the claims
 	headers []string // the values of its ClaimHeaders
-	used    []place  // where accepted tokens were that the handler must not see
+	used    []place  // the places of accepted tokens that the handler must not see
 	from    *Authenticator
 }
 
-// Authenticate looks for the tokens of a request and verifies them. It waits for keys, until ctx ends at the latest, only if a token has a
-// key ID that is not known yet, and only if others from the address of the request leave room: at most 128 requests wait for the keys of an
-// issuer, half of them from one address, or one /64 of IPv6, that is alone.
+// Authenticate looks for the tokens of a request and verifies them. It waits for keys only if a token has a key ID that is not known yet,
+// and until ctx ends at the latest. At most 128 requests wait for the keys of an issuer. A single IP address, or /64 of IPv6, gets at most
+// half of these places, and less if others wait.
 func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now time.Time) Result {
 	result := Result{from: a}
 	if r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" {
@@ -178,7 +178,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 		if claims != nil && result.Claims == nil {
 			result.take(claims, rule)
 		}
-		if err != nil && (failure == nil || failure == errIssuer || err != errIssuer) {
+		if err != nil && (failure == nil || err != errIssuer) {
 			failure = err
 		}
 	}
@@ -218,7 +218,7 @@ func (a *Authenticator) Again(claims *Claims) Result {
 	return result
 }
 
-// take makes claims those of the user, by a rule, which may be another one than the rule that accepted them.
+// take sets the claims of the user, and the headers that a rule makes of them. That rule need not be the one that accepted the claims.
 func (r *Result) take(claims *Claims, rule *rule) {
 	r.Claims, r.rule = claims, rule
 	var unfit bool
@@ -238,10 +238,10 @@ type sighting struct {
 	place int
 	text  string
 	known *verified // nil if nothing is known about it
-	by    *rule     // the first that accepts it
-	err   *Error    // of the last rule that does not; nil if none was asked
+	by    *rule     // the first rule that accepts it
+	err   *Error    // why the last rule refused it; nil if none did
 
-	token *token // once it was read
+	token *token // nil until it is read
 	bad   *Error // why it cannot be read
 }
 
@@ -279,7 +279,7 @@ func (a *Authenticator) judge(at arrival, r *rule, all []sighting) (claims *Clai
 			}
 			c, err := a.accept(at, r, s)
 			if err != nil {
-				if s.err == nil || s.err == errIssuer || err != errIssuer {
+				if s.err == nil || err != errIssuer {
 					s.err = err
 				}
 				if failure == nil {
@@ -306,7 +306,7 @@ func (a *Authenticator) accept(at arrival, r *rule, s *sighting) (*Claims, *Erro
 	keys := r.keys()
 	var p *payload
 	if s.known != nil {
-		if claims := s.known.claims(r, keys); claims != nil { // all but the time is as it was
+		if claims := s.known.claims(r, keys); claims != nil { // only the time has changed
 			return claims, claims.current(at.now)
 		}
 		p = &s.known.by[0].payload
@@ -341,7 +341,7 @@ func (a *Authenticator) accept(at arrival, r *rule, s *sighting) (*Claims, *Erro
 	if err != nil {
 		return nil, err
 	}
-	text := strings.Clone(s.text) // which may be part of a line that is much longer
+	text := strings.Clone(s.text) // it may be part of a much longer line
 	claims := newClaims(text, t, r, keys)
 	a.known.add(text, claims)
 	return claims, nil
@@ -354,8 +354,9 @@ func (r *rule) keys() *Keys {
 	return r.Keys
 }
 
-// Header returns the header that the handler gets: a copy of h without what the client must not assert, or have a proxy behind the handler
-// remove, and without tokens that are not forwarded, but with what the rule adds. It returns nil if that is the same as h.
+// Header returns the header that the handler gets: a copy of h without the headers that only rules may set and without tokens that are
+// not forwarded, and with the headers that the rule sets. A Connection header cannot have a proxy behind the handler remove those. Header
+// returns nil if the result is the same as h.
 func (r *Result) Header(h http.Header) http.Header {
 	var copied http.Header
 	edit := func() http.Header {

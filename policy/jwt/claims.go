@@ -10,15 +10,15 @@ import (
 // Claims are the claims of a verified token. They are immutable and safe for concurrent use.
 type Claims struct {
 	payload
-	rule    *rule    // which accepted the token
-	keys    digest   // of those that verified it
+	rule    *rule    // the rule that accepted the token
+	keys    digest   // of the keys that verified it
 	headers []string // the values of the headers that the rule sets, in the order of ClaimHeaders; "" for none
 	unfit   bool     // a claim cannot be the value of its header
 }
 
 // payload is what a token says.
 type payload struct {
-	text    string // as it stands in the token
+	text    string // encoded, as in the token
 	members []value
 
 	issuer, subject string
@@ -28,8 +28,8 @@ type payload struct {
 	expires         bool
 }
 
-// newClaims returns the claims of a token that a rule accepts, since keys have verified it. text is a copy of the token, so that the claims
-// do not keep the line alive in which the token came.
+// newClaims returns the claims of a token that a rule accepts and that keys have verified. text is a copy of the token, so that the claims do
+// not keep the whole header line in memory.
 func newClaims(text string, t *token, r *rule, keys *Keys) *Claims {
 	c := &Claims{payload: t.payload, rule: r, keys: keys.digest}
 	c.text = text[len(t.signed)-len(t.text) : len(t.signed)]
@@ -37,10 +37,10 @@ func newClaims(text string, t *token, r *rule, keys *Keys) *Claims {
 	return c
 }
 
-// bytes returns about how much memory the claims take.
+// bytes returns roughly how much memory the claims take.
 func (c *Claims) bytes() int {
 	const claims, member, header = 240, 40, 16
-	n := claims + 2*len(c.text) + member*cap(c.members) // twice: what is decoded, and strings with escapes once more
+	n := claims + 2*len(c.text) + member*cap(c.members) // twice: the decoded payload, and copies of its strings with escapes
 	for _, value := range c.headers {
 		n += header + len(value)
 	}
@@ -104,8 +104,8 @@ func (c *Claims) at(path []string) value {
 	return v
 }
 
-// header returns the claim at a path of names joined by dots as the value of a header, or "" if there is nothing to say. It is not ok if
-// the claim has bytes that a header cannot have.
+// header returns the claim at a path of names joined by dots as the value of a header, or "" if there is no such claim. It is not ok if the
+// claim has bytes that a header cannot have.
 func (c *Claims) header(path string) (s string, ok bool) {
 	v := c.at(strings.Split(path, "."))
 	switch v.kind {

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Error says why a request is refused: what is wrong with its tokens, or with the keys that should verify them. It says it in Envoy's
-// words, and has nothing of the token in it.
+// Error says why a request is refused: what is wrong with its tokens, or with the keys that should verify them. The text is Envoy's, and
+// contains nothing of the token.
 type Error struct {
 	text string
 	code int
@@ -56,7 +56,7 @@ var (
 	errClaimForHeader  = &Error{text: "Jwt payload has a claim that cannot be the value of a header"}
 )
 
-// realmLength bounds the path and the query in a realm, and the host, too.
+// realmLength bounds the host in a realm, and the path with the query.
 const realmLength = 256
 
 // cut returns the beginning of a text.

@@ -67,7 +67,7 @@ func (r *Result) HideToken(seen *http.Request) {
 		}
 		if seen.Form != nil {
 			form := maps.Clone(seen.Form)
-			if of := seen.PostForm[p.name]; len(of) > 0 { // the body is no place of tokens, and stays as it is
+			if of := seen.PostForm[p.name]; len(of) > 0 { // from the body, in which tokens are not looked for
 				form[p.name] = of
 			} else {
 				delete(form, p.name)

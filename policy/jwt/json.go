@@ -9,12 +9,12 @@ import (
 	"unicode/utf8"
 )
 
-// value is a JSON value. Of an object or a list it has only the text: what is inside is read when somebody asks for it, so a token takes
-// no more memory than its own size, whatever its sender puts in.
+// value is a JSON value. Objects and lists are kept as text and parsed when they are needed, so the memory for a token is bounded by its
+// length, whatever its sender puts in.
 type value struct {
 	kind kind
 	name string // of a member of an object
-	text string // of a string, decoded; of all other values, as it stands
+	text string // of a string, decoded; of all other values, as in the source
 }
 
 type kind uint8
@@ -36,13 +36,12 @@ const (
 	// maxMembers bounds the members of an object.
 	maxMembers = 1024
 
-	// wide is the number of members above which the names of an object are hashed to find one that occurs twice, and not compared with
-	// each other.
+	// wide is the number of members above which names that occur twice are found by hashing, and not by comparing all pairs.
 	wide = 32
 )
 
-// parse reads one JSON object (RFC 8259) and returns its members. It refuses whatever two readers may understand differently: a name that
-// occurs twice in an object, invalid UTF-8, half of a surrogate pair, anything behind the object. members is where the result is appended.
+// parse reads one JSON object (RFC 8259) and appends its members to members. It refuses whatever two readers may understand differently: a
+// name that occurs twice in an object, invalid UTF-8, half of a surrogate pair, anything after the object.
 func parse(data string, members []value) (all []value, ok bool) {
 	if !utf8.ValidString(data) {
 		return nil, false
@@ -116,7 +115,7 @@ func (v value) items(yield func(value) bool) {
 	}
 }
 
-// parser takes values from the front of a text, and checks them.
+// parser takes values from the front of a text, and validates them.
 type parser struct {
 	rest string
 }
@@ -172,7 +171,7 @@ func (p *parser) literal(s string) (ok bool) {
 	return ok
 }
 
-// object takes an object. It appends the members to members, unless that is nil, and all names, for the time being, to names.
+// object takes an object. It appends the members to members, unless that is nil. names is memory for the names.
 func (p *parser) object(depth int, members []value, names []string) (all []value, ok bool) {
 	p.rest = p.rest[1:]
 	if p.take('}') {
@@ -313,7 +312,7 @@ func (p *parser) escaped(s string, i int, keep bool) (string, bool) {
 	return "", false
 }
 
-// unescape decodes what stands behind a backslash, and returns its length, which is 0 if it is malformed.
+// unescape decodes what follows a backslash, and returns its length, or 0 if it is malformed.
 func unescape(s string) (r rune, length int) {
 	if s == "" {
 		return 0, 0

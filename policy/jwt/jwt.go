@@ -1,4 +1,4 @@
-// Package jwt finds out which user a request comes from, by its JSON Web Tokens, as Istio's RequestAuthentication asks.
+// Package jwt finds out which user a request comes from, by its JSON Web Tokens, as Istio's RequestAuthentication specifies.
 //
 // [New] compiles rules, which are data, into an [Authenticator]. [Authenticator.Authenticate] finds the tokens of a request,
 // verifies them, and says what the handler may see. Keys are part of a rule or come from [Remotes], which fetches them
@@ -8,18 +8,18 @@
 //
 // A token is a JWS in compact form (RFC 7515, section 3.1) of at most 16 KiB, signed by RS256, RS384, RS512, PS256, PS384,
 // PS512, ES256, ES384, ES512 or EdDSA with Ed25519. "none" and the HMAC algorithms are refused, and so are crit, b64 and any JSON
-// that two readers may understand differently: a name that occurs twice, invalid UTF-8, anything behind the object. Keys and
+// that two readers may understand differently: a name that occurs twice, invalid UTF-8, anything after the object. Keys and
 // URLs in the header of a token are ignored (RFC 8725, sections 3.1 to 3.12).
 //
-// The clocks of an issuer and of this process may differ by 60 seconds: exp and nbf are judged with that leeway. A token without exp does not
+// The clocks of an issuer and of this process may differ by 60 seconds: exp and nbf are checked with that leeway. A token without exp does not
 // expire, and one without nbf is valid from the beginning, as in Envoy.
 //
 // A request without a token passes, but has no user. Whether it needs one is for an AuthorizationPolicy to say. A request with a
 // token that no rule accepts is refused, even if its other tokens are good. Envoy stops at the first rule that a request satisfies,
 // and does not look at the rest of its tokens.
 //
-// For a token without a key ID, every key that may have signed it is tried, like in Envoy, but not for each of many forged ones; see
-// [ParseKeys].
+// For a token without a key ID, every key that may have signed it is tried, as in Envoy. While many forged tokens arrive, fewer keys are
+// tried; see [ParseKeys].
 //
 // A token is a secret: it never appears in an error, a log or a realm.
 //
@@ -43,14 +43,14 @@ type Rule struct {
 	// Issuer is what the claim iss of a token must be, byte for byte. "" means any issuer.
 	Issuer string
 
-	// Audiences are the audiences of which the claim aud must name at least one. One leading http:// or https:// and one trailing
-	// slash are ignored on both sides. An empty list means any audience.
+	// Audiences are the accepted audiences: the claim aud must name at least one of them. One leading http:// or https:// and one
+	// trailing slash are ignored on both sides. An empty list means any audience.
 	Audiences []string
 
 	// Headers, Params and Cookies are the places where tokens are looked for: request headers, parameters of the query, and
 	// cookies. If all are empty, the places are the header Authorization, after "Bearer ", and the parameter access_token. Each line of a
-	// header may have a token, but of the parameters or cookies of one name only the first is looked at, as in Envoy. A handler to which
-	// tokens are forwarded must read that one, too.
+	// header may have a token, but if several parameters or cookies have the same name, only the first one is looked at, as in Envoy. A
+	// handler to which tokens are forwarded must read the first one, too.
 	Headers []Header
 	Params  []string
 	Cookies []string
@@ -71,7 +71,7 @@ type Rule struct {
 	// was in.
 	Forward bool
 
-	// PayloadHeader is the name of a header in which the handler gets the payload as it stands in the token. "" means no header.
+	// PayloadHeader is the name of a header in which the handler gets the payload, encoded as in the token. "" means no header.
 	PayloadHeader string
 
 	// ClaimHeaders are headers in which the handler gets single claims.
@@ -86,8 +86,8 @@ type Rule struct {
 type Header struct {
 	Name string
 
-	// Prefix is what comes before the token, such as "Bearer ". It is case-sensitive, and may be anywhere in the value. "" means that the
-	// whole value is the token.
+	// Prefix precedes the token, as "Bearer " does. It is case-sensitive, and may be anywhere in the value. "" means that the whole value
+	// is the token.
 	Prefix string
 }
 
@@ -175,8 +175,8 @@ func (r *Rule) source() Source {
 
 func (r *Rule) timeout() time.Duration { return cmp.Or(r.Timeout, 5*time.Second) }
 
-// plainName returns the name of a header in a spelling by which names can be compared: two names with the same one are the same header to
-// a server that takes "_" for "-", as CGI does.
+// plainName returns the spelling of a header name by which names are compared. A server that takes "_" for "-", as CGI does, sees names
+// with equal spellings as the same header.
 func plainName(name string) string {
 	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 }

@@ -21,9 +21,9 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// Keys is a set of public keys. It is immutable but for the forged tokens that it remembers, and safe for concurrent use.
+// Keys is a set of public keys. It is immutable except for the forged tokens that it remembers, and safe for concurrent use.
 type Keys struct {
-	digest  digest // of the text
+	digest  digest // of the text that it was parsed from
 	all     []key
 	skipped []error // why keys are left out
 	trials  trials
@@ -49,8 +49,8 @@ const (
 // publishes it. Each key is checked on its own: a key that is broken, too weak, not public, or not for verifying signatures is left out, and
 // skipped says why. A set without a usable key is an error, and so is a set with more than 100 keys or 1 MiB.
 //
-// All keys that may have signed a token are tried: those with its key ID first, and then those without a key ID. Of more than 16 keys, only 16
-// are tried while many tokens come that none has signed. So tokens and keys should have key IDs if there are more than 16 keys of a type.
+// All keys that may have signed a token are tried: those with its key ID first, and then those without a key ID. While many tokens arrive
+// that no key has signed, only 16 keys are tried per token. So tokens and keys should have key IDs if there are more than 16 keys of a type.
 func ParseKeys(set string) (keys *Keys, skipped []error, err error) {
 	if len(set) > maxKeySet {
 		return nil, nil, fmt.Errorf("the key set has %d bytes: want at most %d", len(set), maxKeySet)
@@ -117,7 +117,7 @@ func noneUsable(skipped []error) error {
 	return errors.Join(all...)
 }
 
-// What whoever publishes a key set can make long is cut in errors, which are logged.
+// Errors are logged, so they contain no more than this of what an issuer can make long.
 const (
 	maxReason = 200  // bytes about one key
 	maxError  = 1000 // bytes about a fetch
@@ -186,12 +186,12 @@ func parseKey(v value) (k key, err error) {
 	}
 	k.public = jwk.Key
 	if public, ok := k.public.(*rsa.PublicKey); ok && !isExponent(exponent.text, public.E) {
-		return k, errExponent // go-jose takes the last 64 bits of a longer one
+		return k, errExponent // go-jose silently takes the last 64 bits of a longer one
 	}
 	return k, k.check()
 }
 
-// isExponent reports whether an exponent of RSA in base64url is e.
+// isExponent reports whether an RSA exponent in base64url is e.
 func isExponent(text string, e int) bool {
 	data, err := base64.RawURLEncoding.DecodeString(text)
 	return err == nil && new(big.Int).SetBytes(data).Cmp(big.NewInt(int64(e))) == 0
@@ -214,7 +214,7 @@ func parseCertificate(m value) (key, error) {
 	return k, k.check()
 }
 
-// maxModulus is the most bits that an RSA key may have. It is that of crypto/tls.
+// maxModulus is the largest size of an RSA key in bits, as in crypto/tls.
 const maxModulus = 8192
 
 // check refuses keys that cannot be used here.
@@ -251,8 +251,8 @@ type algorithm struct {
 	name string
 	hash crypto.Hash
 	fits func(crypto.PublicKey) bool
-	// verify judges the signature of a text, of which it gets the hash, except for Ed25519, which hashes the text itself.
-	verify func(public crypto.PublicKey, hash crypto.Hash, text, signature []byte) bool
+	// verify reports whether the signature is good. digest is the hash of what was signed, or for Ed25519 the text itself.
+	verify func(public crypto.PublicKey, hash crypto.Hash, digest, signature []byte) bool
 }
 
 var algorithms = []algorithm{

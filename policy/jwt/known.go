@@ -5,11 +5,11 @@ import (
 	"sync/atomic"
 )
 
-// known remembers verified tokens, so that one that comes again costs a look-up. Tokens that were refused are not here: whoever makes
-// them can make as many as they like. Their key set remembers some of them; see refused.
+// known remembers verified tokens, so that a repeated token costs one look-up. It does not remember refused tokens, because anybody can make
+// any number of them. The key set remembers some of those; see refused.
 //
-// What is remembered is bounded, in tokens and in bytes. A hand that goes around decides what is forgotten: it passes over a token that was
-// used since it last came by, so tokens that come once do not displace those that come often.
+// Both the number of tokens and their bytes are bounded. A clock algorithm evicts: its hand passes over tokens that were used since it last
+// came by, so tokens that come once do not displace those that come often.
 type known struct {
 	tokens sync.Map // string -> *verified
 
@@ -19,12 +19,12 @@ type known struct {
 	bytes int
 }
 
-// verified is a token, and what the rules say that accept it. It never changes but for the fields with a comment.
+// verified is a token with its claims. Only used and at change.
 type verified struct {
 	text  string
-	by    []*Claims // of different rules
+	by    []*Claims // one for each rule that has accepted it
 	bytes int
-	used  atomic.Bool // since the hand came by
+	used  atomic.Bool // since the hand last came by
 	at    int         // index in known.all; guarded by known.mu
 }
 
@@ -34,24 +34,23 @@ const (
 	maxKnownBytes = 8 << 20
 )
 
-// entrySize is what a token takes besides its text and its claims: it, and its places in the map and the list.
+// entrySize is the memory that a token takes besides its text and its claims: a verified, and its places in the map and the list.
 const entrySize = 320
 
-// get returns what is known about a token; nil if that is nothing.
+// get returns what is known about a token, or nil.
 func (k *known) get(text string) *verified {
 	found, ok := k.tokens.Load(text)
 	if !ok {
 		return nil
 	}
 	v := found.(*verified)
-	if !v.used.Load() { // most of the time it is set, and processors can share it
+	if !v.used.Load() { // usually it is set, and processors can share the cache line
 		v.used.Store(true)
 	}
 	return v
 }
 
-// claims returns what a rule has said of the token when its keys were these. It returns nil if they were not, or if the rule has not
-// accepted the token. keys may be nil.
+// claims returns the claims of the token if the rule has accepted it with these keys, and nil otherwise. keys may be nil.
 func (v *verified) claims(r *rule, keys *Keys) *Claims {
 	for _, c := range v.by {
 		if c.rule == r && keys != nil && c.keys == keys.digest {
@@ -61,7 +60,7 @@ func (v *verified) claims(r *rule, keys *Keys) *Claims {
 	return nil
 }
 
-// add remembers what a rule says of a token. It keeps text.
+// add remembers that a rule has accepted a token, with its claims. It keeps text.
 func (k *known) add(text string, c *Claims) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -89,7 +88,7 @@ func (k *known) add(text string, c *Claims) {
 	k.tokens.Store(v.text, v)
 }
 
-// forgetLocked forgets a token that was not used lately.
+// forgetLocked removes a token that was not used lately.
 func (k *known) forgetLocked() {
 	for {
 		v := k.all[k.hand]

@@ -62,7 +62,7 @@ func (p *place) tokens(all []string, r *http.Request) []string {
 		}
 		for pair := range strings.SplitSeq(r.URL.RawQuery, "&") {
 			if name, value, _ := strings.Cut(pair, "="); unescaped(name) == p.name {
-				return append(all, unescaped(value)) // the first one, like Envoy
+				return append(all, unescaped(value)) // only the first one counts, as in Envoy
 			}
 		}
 	case inCookie:
@@ -81,7 +81,7 @@ func notOfToken(r rune) bool {
 	return !('A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '-' || r == '_' || r == '.')
 }
 
-// unescaped decodes part of a query. It returns what cannot be decoded as it is.
+// unescaped decodes a name or value of a query. It returns text that cannot be decoded unchanged.
 func unescaped(s string) string {
 	if plain, err := url.QueryUnescape(s); err == nil {
 		return plain
@@ -89,7 +89,7 @@ func unescaped(s string) string {
 	return s
 }
 
-// withoutParam returns a query without the parameters of a name. The rest stays as it was sent.
+// withoutParam returns a query without the parameters that have the given name. The rest stays as it was sent.
 func withoutParam(query, name string) string {
 	var kept []byte // each pair with a "&" before it
 	removed := false

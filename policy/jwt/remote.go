@@ -58,14 +58,14 @@ type State struct {
 	Skipped []error   // why keys that were fetched with those in force are left out, one error for each
 }
 
-// Remotes fetches key sets before they are needed, each with one request at a time, however many ask for it. The last good set stays in force
-// until there is a newer one, however long that takes. So an issuer that cannot be reached locks nobody out, but keys that it has revoked
-// in the meantime stay good, too. State.Fetched tells how old a set is.
+// Remotes fetches key sets before they are needed. It makes one request per set at a time, however many callers wait for it. The last good
+// set stays in force until there is a newer one, however long that takes. So an issuer that cannot be reached locks nobody out, but keys
+// that it has revoked in the meantime stay valid. State.Fetched says how old a set is.
 //
-// A set is fetched again after three quarters of the max-age of its answer, but after a minute at least, and after 15 minutes at most or if there is
-// no max-age. After an error that is a second, which each further error doubles, up to a minute. All these waits are shortened by up to a quarter, at
-// random. A token with an unknown key ID has the set fetched at once, if the last fetch is 10 seconds old. An answer may have 1 MiB, and redirects are
-// followed from https to https only, three at most.
+// A set is fetched again after three quarters of the max-age of its response, but not before a minute and not after 15 minutes; without a
+// max-age, after 15 minutes. After an error the wait is a second, and each further error doubles it, up to a minute. All these waits are
+// shortened at random, by up to a quarter. A token with an unknown key ID triggers a fetch, unless the last one ended less than 10 seconds
+// ago. A response may have at most 1 MiB. At most three redirects are followed, and only from https to https.
 //
 // The zero value is ready to use. The fields must not be changed after that. Remotes is safe for concurrent use.
 type Remotes struct {
@@ -97,7 +97,7 @@ type remoteSet struct {
 	fetched time.Time
 	tried   time.Time // the end of the last fetch
 	err     error
-	next    chan struct{} // closed at the end of the fetch that comes or is under way
+	next    chan struct{} // closed at the end of the current or next fetch
 }
 
 // of returns the key set of a source. It is not fetched before Use.
@@ -192,7 +192,7 @@ func (r *remoteSet) end() {
 	if r.stop != nil {
 		r.stop()
 		r.stop = nil
-		r.endWaitLocked() // for a fetch that does not come
+		r.endWaitLocked() // there will be no fetch
 	}
 }
 
@@ -214,17 +214,17 @@ func (r *remoteSet) state() State {
 
 // How often a source is asked.
 const (
-	refresh     = 20 * time.Minute // at the latest
-	minRefresh  = time.Minute      // at the earliest, after a good answer
+	refresh     = 20 * time.Minute // the longest max-age that counts, and the one of a response without any
+	minRefresh  = time.Minute      // the shortest wait after a success
 	minRetry    = time.Second      // after an error; doubled by each further error
 	maxRetry    = time.Minute
 	betweenAsks = 10 * time.Second // after a fetch, before the next one because of an unknown key ID
-	maxWaiting  = 128              // requests that wait for such a fetch
+	maxWaiting  = 128              // requests that may wait for such a fetch
 )
 
 // newer returns a set that is newer than keys, if there is one or one can be fetched now. Unless there has just been a fetch, it asks for
-// one and waits for its end. It returns the set in force if too many wait already, if the context of the request ends, or if it says that
-// nobody may wait.
+// one and waits for its end. It returns the set in force if too many requests wait already, if the context of the request ends, or if that
+// context says not to wait.
 func (r *remoteSet) newer(at arrival, keys *Keys) *Keys {
 	r.mu.Lock()
 	if r.current() != keys || r.stop == nil || time.Since(r.tried) < betweenAsks {
@@ -298,18 +298,18 @@ func (r *remoteSet) finish(keys *Keys, err error) {
 	r.err, r.tried = err, time.Now()
 	if err == nil {
 		r.fetched = r.tried
-		if !keys.equal(r.current()) { // otherwise the tokens that the old ones verified stay verified
+		if !keys.equal(r.current()) { // equal ones stay, since they remember refused tokens
 			r.keys.Store(keys)
 		}
 	}
 	r.endWaitLocked()
 	select {
-	case <-r.wake: // whoever asked in the meantime has the answer
+	case <-r.wake: // this fetch serves whoever asked in the meantime
 	default:
 	}
 }
 
-// fetch gets the keys and how long they may be kept, which is refresh if the answer does not say so.
+// fetch gets the keys and how long they may be kept, which is refresh if the response does not say.
 func (s Source) fetch(ctx context.Context, client *http.Client) (*Keys, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
 	defer cancel()
@@ -336,14 +336,14 @@ func (s Source) fetch(ctx context.Context, client *http.Client) (*Keys, time.Dur
 	if err != nil {
 		return nil, 0, err
 	}
-	keys, _, err := ParseKeys(data) // which remembers what is left out
+	keys, _, err := ParseKeys(data) // keys.skipped has what is left out
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", uri, err)
 	}
 	return keys, maxAge(header["Cache-Control"]), nil
 }
 
-// get fetches a document that is no longer than a key set may be.
+// get fetches a document of at most maxKeySet bytes.
 func get(ctx context.Context, client *http.Client, uri string) (string, http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, uri, nil)
 	if err != nil {
@@ -352,7 +352,7 @@ func get(ctx context.Context, client *http.Client, uri string) (string, http.Hea
 	req.Header.Set("Accept", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
-		if text := err.Error(); len(text) > maxError { // there may be a long URL of the issuer in it
+		if text := err.Error(); len(text) > maxError { // it may contain a long URL from the issuer
 			err = errors.New(short(text, maxError))
 		}
 		return "", nil, err
@@ -375,7 +375,7 @@ func get(ctx context.Context, client *http.Client, uri string) (string, http.Hea
 	return data.String(), resp.Header, nil
 }
 
-// maxAge returns how long an answer may be kept (RFC 9111, section 5.2.2.1).
+// maxAge returns how long a response may be kept (RFC 9111, section 5.2.2.1).
 func maxAge(lines []string) time.Duration {
 	for _, line := range lines {
 		for directive := range strings.SplitSeq(line, ",") {
@@ -422,7 +422,7 @@ func (c *chosen) RoundTrip(r *http.Request) (*http.Response, error) {
 // its cloud, which hands out credentials.
 func guarded() *http.Transport {
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second}
-	if standard, ok := http.DefaultTransport.(*http.Transport); ok { // programs put other things there
+	if standard, ok := http.DefaultTransport.(*http.Transport); ok { // programs may replace it
 		transport = standard.Clone()
 	}
 	dialer := &net.Dialer{Timeout: 5 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
@@ -462,8 +462,8 @@ func checkAddress(ip netip.Addr) error {
 	return nil
 }
 
-// checkProxied checks a host that a proxy connects to. The proxy resolves names, so they cannot be checked here, except those that are
-// addresses as C spells them: 0xa9fea9fe, 2852039166.
+// checkProxied checks a host that a proxy connects to. The proxy resolves names, so only those names can be checked here that C's resolver
+// takes for addresses, such as 0xa9fea9fe and 2852039166.
 func checkProxied(host string) error {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return checkAddress(ip)

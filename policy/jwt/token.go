@@ -12,10 +12,10 @@ import (
 // maxToken bounds the length of a token.
 const maxToken = 16 << 10
 
-// leeway is by how many seconds the clocks of an issuer and of this process may differ. It is the same as Envoy's.
+// leeway is the number of seconds by which the clocks of an issuer and of this process may differ. It is the same as Envoy's.
 const leeway = 60
 
-// token is a token that was taken apart. Nothing of it is verified yet.
+// token is a parsed token that is not yet verified.
 type token struct {
 	payload
 	signed    string // the header and the payload as they stand
@@ -25,10 +25,10 @@ type token struct {
 	named     bool // there is a kid
 }
 
-// base64url has one spelling for each text (RFC 7515, section 2): it has no padding, and the bits that are left over are zero.
+// base64url accepts only one spelling of each text (RFC 7515, section 2): without padding, and with zeros in the unused bits.
 var base64url = base64.RawURLEncoding.Strict()
 
-// decode appends what a part of a token stands for.
+// decode decodes a part of a token, and appends the result to out.
 func decode(out []byte, part string) ([]byte, bool) {
 	if part == "" || strings.IndexByte(part, '\n') >= 0 || strings.IndexByte(part, '\r') >= 0 { // which Go's decoder skips
 		return nil, false
@@ -37,14 +37,14 @@ func decode(out []byte, part string) ([]byte, bool) {
 	return out, err == nil
 }
 
-// decodeText is decode for a text, of which it makes only one copy if it is short.
+// decodeText is decode for a text. It makes only one copy of a short one.
 func decodeText(part string) (string, bool) {
 	var room [1024]byte
 	data, ok := decode(room[:0], part)
 	return string(data), ok
 }
 
-// read takes a token apart. It checks things in Envoy's order, so that the answer to a token with several faults is the same.
+// read parses a token. It makes its checks in Envoy's order, so that a token with several faults gets the same error.
 func read(s string) (*token, *Error) {
 	if len(s) > maxToken || strings.Count(s, ".") != 2 {
 		return nil, errShape
@@ -131,7 +131,7 @@ func (p *payload) readClaims() *Error {
 		return errSubjectType
 	}
 	p.issuer, p.subject = iss.text, sub.text
-	var issued uint64 // its type matters, as in Envoy, and its value does not
+	var issued uint64 // only its type matters, as in Envoy
 	if err := seconds(iat, &issued, errIssuedType, errIssuedRange); err != nil {
 		return err
 	}
@@ -202,7 +202,7 @@ func (p *payload) meant(audiences []string) bool {
 	return false
 }
 
-// plainAudience returns an audience without what does not count in it.
+// plainAudience returns an audience without the parts that are ignored; see [Rule.Audiences].
 func plainAudience(aud string) string {
 	if rest, ok := strings.CutPrefix(aud, "https://"); ok {
 		aud = rest

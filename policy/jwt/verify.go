@@ -9,21 +9,22 @@ import (
 	"time"
 )
 
-// Whoever sends a token without a key ID may have as many signatures verified for it as there are keys. Envoy does it each time.
+// A token without a key ID may cost as many verifications as there are keys. Envoy makes them for each token. Here, those beyond maxTried
+// that find no key are limited to 4,000 per second.
 const (
 	maxTried = 16                     // keys that are always tried for a token
-	perTry   = 250 * time.Microsecond // what a try beyond these takes from the time for them, if no key has made the signature
-	forTries = time.Second            // how much of that time may be owed
+	perTry   = 250 * time.Microsecond // the time that each further try without success reserves
+	forTries = time.Second            // how far ahead of now time may be reserved
 )
 
 // trials is what a key set knows of the tokens that were verified by it.
 type trials struct {
-	lucky   atomic.Int32 // index of the key that has verified the last token without a key ID
-	owed    atomic.Int64 // until when, in nanoseconds since 1970, the tries beyond maxTried were paid for
+	lucky   atomic.Int32 // index of the key that verified the last token without a key ID
+	owed    atomic.Int64 // the end of the time reserved by tries beyond maxTried, in nanoseconds since 1970
 	refused atomic.Pointer[refused]
 }
 
-// verify judges the signature of a token by the keys that may have made it (RFC 7515, appendix D).
+// verify verifies the signature of a token with the keys that may have made it (RFC 7515, appendix D).
 func (k *Keys) verify(t *token, now time.Time) *Error {
 	var digest []byte
 	first, tried := 0, 0
@@ -43,7 +44,7 @@ func (k *Keys) verify(t *token, now time.Time) *Error {
 			}
 		}
 		if tried == maxTried && k.trials.owed.Load() > now.Add(forTries).UnixNano() {
-			return errVerification // and perhaps not the next time: another key may have made it
+			return errVerification // not remembered: one of the other keys may have made it
 		}
 		tried++
 		if t.alg.verify(key.public, t.alg.hash, digest, t.signature) {
@@ -61,7 +62,7 @@ func (k *Keys) verify(t *token, now time.Time) *Error {
 	return errVerification
 }
 
-// owe takes tries from the time for them.
+// owe reserves the time for a number of tries.
 func (t *trials) owe(tries int, now time.Time) {
 	if tries <= 0 {
 		return
@@ -74,17 +75,17 @@ func (t *trials) owe(tries int, now time.Time) {
 	}
 }
 
-// refused remembers tokens whose signature none of the keys has made, so that one that comes again is not verified again. A token with a
-// good signature that is refused for another reason, such as the time, is not among them.
+// refused remembers tokens that none of the keys has signed, so that they are not verified again. A token with a good signature that is
+// refused for another reason, such as its expiry, is not among them.
 type refused [1024]atomic.Pointer[mark]
 
-// mark stands for a token, signature included.
+// mark identifies a token, including its signature.
 type mark [sha256.Size]byte
 
 // mark returns the mark of the token. digest is that of what is signed.
 func (t *token) mark(digest []byte) mark {
-	text := append(make([]byte, 0, 1024), t.alg.name...)               // on the stack, if it fits. All names have the same length
-	text = binary.LittleEndian.AppendUint32(text, uint32(len(digest))) // with Ed25519, the digest and the signature have any length
+	text := append(make([]byte, 0, 1024), t.alg.name...)               // on the stack, if it fits; all names have the same length
+	text = binary.LittleEndian.AppendUint32(text, uint32(len(digest))) // with Ed25519, it is a text of any length
 	text = append(append(text, digest...), t.signature...)
 	return sha256.Sum256(text)
 }
@@ -103,7 +104,7 @@ func (r *refused) has(t *token, digest []byte) bool {
 	return found != nil && *found == m
 }
 
-// refuse remembers a token, in place of another one if need be.
+// refuse remembers a token. It may take the place of another one.
 func (t *trials) refuse(m mark) {
 	r := t.refused.Load()
 	if r == nil {
@@ -119,10 +120,10 @@ func (k *key) mayHaveSigned(t *token) bool {
 	return (!k.named || !t.named || k.kid == t.kid) && (k.alg == "" || k.alg == t.alg.name) && t.alg.fits(k.public)
 }
 
-// digest returns what is signed.
+// digest returns the hash of what is signed, or for Ed25519 the text itself.
 func (t *token) digest() []byte {
 	if t.alg.hash == 0 {
-		return []byte(t.signed) // Ed25519 takes the text
+		return []byte(t.signed)
 	}
 	text := append(make([]byte, 0, 1024), t.signed...) // on the stack, if it fits
 	switch t.alg.hash {
