@@ -93,11 +93,7 @@ func (st *store) collect(ch chan<- prometheus.Metric, now int64) {
 	st.sweepLocked(now)
 	all := make([]*sample, 0, 4*st.count)
 	for _, p := range st.paths {
-		list := p.series.Load()
-		if list == nil {
-			continue
-		}
-		for _, k := range *list {
+		for _, k := range *p.series.Load() {
 			of := families[k.key&kinds]
 			for i := range of {
 				if k.series.has(&of[i]) {

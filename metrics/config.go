@@ -42,7 +42,7 @@ type Config struct {
 	// Version is the tag of istio_build. Empty means the version of this module in the program.
 	Version string
 
-	// MaxIdentities is the maximum number of sets of labels. One takes about 3 kB of memory, and 57 kB of text in each scrape. Calls
+	// MaxIdentities is the maximum number of sets of labels. One takes about 4 kB of memory, and 57 kB of text in each scrape. Calls
 	// that would need more are counted only in mesh_metrics_overflow_total. 0 means 1000.
 	MaxIdentities int
 

@@ -115,8 +115,11 @@ type path struct {
 	identity identity
 	pairs    []*dto.LabelPair        // the labels of the identity
 	gone     atomic.Bool             // no longer collected
-	series   atomic.Pointer[[]keyed] // never changed in place
+	series   atomic.Pointer[[]keyed] // never nil, and never changed in place
 }
+
+// noSeries is the list of a new path.
+var noSeries []keyed
 
 type keyed struct {
 	key outcome
@@ -128,11 +131,9 @@ type keyed struct {
 const mostOutcomes = 64
 
 func (p *path) find(key outcome) *series {
-	if list := p.series.Load(); list != nil {
-		for i := range *list {
-			if (*list)[i].key == key {
-				return (*list)[i].series
-			}
+	for _, k := range *p.series.Load() {
+		if k.key == key {
+			return k.series
 		}
 	}
 	return nil
@@ -285,6 +286,7 @@ func (st *store) intern(id identity, now int64) *path {
 		return nil
 	}
 	p := &path{identity: id}
+	p.series.Store(&noSeries)
 	for i, v := range id.values() {
 		p.pairs = append(p.pairs, st.pairLocked(identityNames[i], v))
 	}
@@ -316,15 +318,10 @@ func (st *store) add(p *path, key outcome, now int64) *series {
 		s.touch(now) // it cannot have expired: that happens only in sweepLocked
 		return s
 	}
-	var list []keyed
-	if old := p.series.Load(); old != nil {
-		list = *old
-	}
-	if p.gone.Load() || len(list) >= mostOutcomes || !st.roomLocked(now) || p.gone.Load() {
+	room := st.roomLocked(now) // may sweep, which changes the path
+	list := *p.series.Load()
+	if !room || p.gone.Load() || len(list) >= mostOutcomes {
 		return nil
-	}
-	if old := p.series.Load(); old != nil {
-		list = *old // roomLocked may have swept
 	}
 	s := &series{key: key, labels: st.labelsLocked(p, key)}
 	s.used.Store(now)
@@ -342,22 +339,16 @@ func (st *store) sweepLocked(now int64) {
 	st.swept = now
 	idle := int64(st.settings.idle / time.Second)
 	for id, p := range st.paths {
-		list := p.series.Load()
-		if list == nil {
-			delete(st.paths, id) // it never had a series
-			p.gone.Store(true)
-			continue
-		}
-		kept := slices.DeleteFunc(slices.Clone(*list), func(k keyed) bool {
+		list := *p.series.Load()
+		kept := slices.DeleteFunc(slices.Clone(list), func(k keyed) bool {
 			used := k.used.Load()
 			return now-used > idle && k.used.CompareAndSwap(used, expired)
 		})
-		if len(kept) == len(*list) {
-			continue
+		if len(kept) < len(list) {
+			st.count -= len(list) - len(kept)
+			p.series.Store(&kept)
 		}
-		st.count -= len(*list) - len(kept)
-		p.series.Store(&kept)
-		if len(kept) == 0 {
+		if len(kept) == 0 { // perhaps it never had any
 			delete(st.paths, id)
 			p.gone.Store(true)
 		}

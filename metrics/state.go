@@ -80,7 +80,7 @@ func (s *state) init() {
 // mostTargets bounds the destinations that have label values of their own here.
 const mostTargets = 1000
 
-// kept has what has counters of its own: its label values, and its counters.
+// kept has the counters of each destination or service, by its label values.
 type kept map[[3]string]*keptCounters
 
 type keptCounters struct {
@@ -94,8 +94,7 @@ type labelled struct {
 	labels []string
 }
 
-// add adds n to the counter of v for what has values, or for others in its place if there are too many. labels makes the labels of
-// the counter of them.
+// add adds n to the counter of v for the given values, or for others if there are too many. labels returns the labels of that counter.
 func (k kept) add(n int, v *prometheus.CounterVec, values, others [3]string, labels func(values []string) []string) {
 	if k[values] == nil && len(k) >= mostTargets {
 		values = others
@@ -113,7 +112,7 @@ func (k kept) add(n int, v *prometheus.CounterVec, values, others [3]string, lab
 	v.WithLabelValues(all...).Add(float64(n))
 }
 
-// expire removes what was not used for some time.
+// expire removes the counters that were last used before a time.
 func (k kept) expire(before int64) {
 	for values, of := range k {
 		if of.used >= before {
