@@ -19,21 +19,22 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Attributes that no convention has.
+// Attributes that are not part of the semantic conventions.
 const (
 	flagsKey = "mesh.response_flags"
 	routeKey = "mesh.route"
 	retryKey = "mesh.retry_stopped"
 )
 
-// other stands for an error, or a method of gRPC, without a name that conventions know.
+// other stands for an error or a gRPC method for which the conventions have no name.
 const other = "_OTHER"
 
-// longest bounds texts of a span that others choose, such as a path, a User-Agent or a header that documents add, in bytes. It is the default
-// of Envoy's max_path_tag_length.
+// longest bounds the texts that others choose, such as a path, a User-Agent or a header that documents add, in bytes. It is the default of
+// Envoy's max_path_tag_length.
 const longest = 256
 
-// bounded cuts a text that others choose to the length that a span may have. Exporters refuse a whole batch of spans for one byte that is not UTF-8.
+// bounded cuts a text that others choose to a maximum length, and replaces invalid UTF-8: exporters refuse a whole batch of spans because of
+// one invalid byte.
 func bounded(text string, most int) string {
 	if len(text) > most {
 		text = text[:most]
@@ -59,7 +60,7 @@ func method(name string) string {
 
 func orGet(name string) string {
 	if name == "" {
-		return http.MethodGet // as net/http has it
+		return http.MethodGet // as in net/http
 	}
 	return name
 }
@@ -86,7 +87,7 @@ func appendServer(all []attribute.KeyValue, hostport string) []attribute.KeyValu
 	return appendPort(append(all, semconv.ServerAddressKey.String(bounded(host, longest))), semconv.ServerPortKey, port)
 }
 
-// appendPeer appends where an attempt went.
+// appendPeer appends the address of the endpoint of an attempt, if it is known.
 func appendPeer(all []attribute.KeyValue, endpoint string) []attribute.KeyValue {
 	host, port := splitHostPort(endpoint)
 	if port == "" {
@@ -111,7 +112,7 @@ func splitHostPort(s string) (host, port string) {
 	return strings.Trim(s[:i], "[]"), s[i+1:]
 }
 
-// Version returns the version of HTTP as attributes write it.
+// Version returns an HTTP version in the form that attributes use.
 func Version(major, minor int) string {
 	switch {
 	case major == 1 && minor == 1:
@@ -149,18 +150,18 @@ func withoutSecrets(u *url.URL, secret []string) string {
 
 func rpcMethod(path string) string { return bounded(strings.TrimPrefix(path, "/"), longest) }
 
-// failWith records that a span failed. The error may contain text that others choose.
+// failWith records that a span failed with err, whose text may be chosen by others.
 func failWith(span trace.Span, err error) {
 	span.SetStatus(codes.Error, bounded(err.Error(), 4*longest))
 	span.SetAttributes(semconv.ErrorTypeKey.String(errorType(err)))
 }
 
-// gaveUp reports whether a call ended because its caller gave it up, which is no error.
+// gaveUp reports whether a call ended because its caller gave up. That is not an error.
 func gaveUp(ctx context.Context, err error) bool {
 	return errors.Is(err, context.Canceled) && ctx.Err() != nil
 }
 
-// errorType returns the kind of an error. There are few kinds.
+// errorType returns the kind of an error. The number of kinds is small.
 func errorType(err error) string {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):

@@ -20,20 +20,20 @@ import (
 // Call is one call of a client, with all its attempts.
 type Call struct {
 	Method string
-	URL    *url.URL // of gRPC: with the path /package.Service/Method
+	URL    *url.URL // for gRPC, the path is /package.Service/Method
 	RPC    bool
-	Start  time.Time   // zero for now
-	Owner  any         // tells the call from others: a pointer
-	Seed   uint64      // of a request id; see [Seed]
+	Start  time.Time   // zero means now
+	Owner  any         // identifies the call: a pointer
+	Seed   uint64      // from which a request id is made; see [Seed]
 	Header http.Header // of the request; it is not changed
 
 	// Caller is the context of the caller.
 	Caller context.Context
 
-	// Documents has the settings of documents for spans of calls. It is nil without any.
+	// Documents has the settings of documents for spans of calls. It may be nil.
 	Documents *telemetry.Tracing
 
-	// Secret are parameters of the query that hold tokens, besides those of standards.
+	// Secret are query parameters that hold tokens, in addition to the standard ones.
 	Secret []string
 
 	// Shared means that a layer below makes the attempts, and finds the call with [Shared].
@@ -50,13 +50,13 @@ type call struct {
 
 	mu    sync.Mutex
 	whole trace.Span // of the call, nil while there is none
-	last  trace.Span // of the latest attempt, nil before and without one of its own
+	last  trace.Span // of the latest attempt; nil before the first one, and for gRPC
 	first trace.SpanContext
-	ended time.Time // the latest attempt, zero while it goes on
-	n     int       // attempts
+	ended time.Time // when the latest attempt ended, zero while it is in flight
+	n     int       // the number of attempts
 }
 
-// callKey finds the calls of a Tracer, and those that are shared. Without one it finds any call.
+// callKey finds the calls of one Tracer, and those that are shared. Without a Tracer it finds any call.
 type callKey struct{ of *Tracer }
 
 // Value implements context.Context.
@@ -67,8 +67,8 @@ func (c *call) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// callOf returns the call of owner, if it is recorded. A context may lead to others: of whoever calls within a call, and of another Tracer
-// that records the same one.
+// callOf returns the call of owner, or nil if it is not recorded. A context may also lead to other calls: one within which this call is
+// made, or the same one as another Tracer records it.
 func (t *Tracer) callOf(ctx context.Context, owner any) *call {
 	if c, ok := ctx.Value(callKey{t}).(*call); ok && c.owner == owner {
 		return c
@@ -76,10 +76,11 @@ func (t *Tracer) callOf(ctx context.Context, owner any) *call {
 	return nil
 }
 
-// Recorded reports whether the call of owner is recorded: otherwise nothing ends with it.
+// Recorded reports whether the call of owner is recorded. Only then need it be ended.
 func (t *Tracer) Recorded(ctx context.Context, owner any) bool { return t.callOf(ctx, owner) != nil }
 
-// Shared returns the owner of the call that an attempt with ctx is one of, nil if it is none. Within an attempt there is none.
+// Shared returns the owner of the shared call that a request with the context ctx is an attempt of, or nil if there is none. A call that is
+// made within such an attempt is not part of the shared call.
 func Shared(ctx context.Context) any {
 	c, ok := ctx.Value(callKey{}).(*call)
 	if !ok || !c.shared || trace.SpanContextFromContext(ctx).SpanID() != trace.SpanContextFromContext(c.Context).SpanID() {
@@ -103,13 +104,13 @@ func (t *Tracer) MayRecord(ctx context.Context) bool {
 		return true
 	}
 	sc := parent.SpanContext()
-	return !sc.IsValid() || sc.IsRemote() // the trace comes from elsewhere, or begins here
+	return !sc.IsValid() || sc.IsRemote() // the trace begins here, or comes from another process
 }
 
 // StartCall begins a call. It returns the context to continue with.
 //
-// Below a local span it makes none of its own until there is a second attempt. Without a local span it makes one, which decides whether the
-// trace is sampled and keeps the attempts together.
+// If ctx has a local span, the call has no span of its own until there is a second attempt. Otherwise StartCall creates one, so that
+// sampling is decided once and the attempts stay together.
 func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
 	if !t.MayRecord(ctx) || disabled(d.Documents) {
 		return ctx
@@ -119,7 +120,7 @@ func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
 	if local && !d.RPC && !t.config.CallSpans {
 		return t.newCall(ctx, d, nil)
 	}
-	if !sc.IsValid() { // the application may have copied the headers that its request came with
+	if !sc.IsValid() { // the application may have copied trace headers from its request
 		if came := t.extract(d.Header); came.IsValid() {
 			ctx = trace.ContextWithRemoteSpanContext(ctx, came)
 		} else if passedOver(d.Documents) {
@@ -142,8 +143,9 @@ func (t *Tracer) newCall(ctx context.Context, d *Call, whole trace.Span) *call {
 	return &call{Context: ctx, tracer: t, owner: d.Owner, shared: d.Shared, start: orNow(d.Start), whole: whole}
 }
 
+// orNow returns the current time for a zero time. So callers need not read the clock for calls that are not recorded.
 func orNow(at time.Time) time.Time {
-	if at.IsZero() { // the clock is not read for calls that are not recorded
+	if at.IsZero() {
 		return time.Now()
 	}
 	return at
@@ -163,7 +165,7 @@ func clientAttributes(d *Call) []attribute.KeyValue {
 // Attempt is one attempt of a call.
 type Attempt struct {
 	Number   int         // from 1
-	Start    time.Time   // zero for now
+	Start    time.Time   // zero means now
 	Endpoint string      // address and port, "" if they are not known
 	Header   http.Header // of the request that is sent; it is changed only through Set
 	Set      Setter
@@ -192,7 +194,7 @@ func (t *Tracer) StartAttempt(ctx context.Context, d *Call, a *Attempt) context.
 	return ctx
 }
 
-// try notes an attempt of a gRPC call, whose span is the call's.
+// try records an attempt of a gRPC call as an event of the call's span.
 func (c *call) try(a *Attempt) {
 	attributes := append(make([]attribute.KeyValue, 0, 3), attribute.Int("mesh.attempt", a.Number))
 	c.whole.AddEvent("attempt", trace.WithTimestamp(orNow(a.Start)), trace.WithAttributes(appendPeer(attributes, a.Endpoint)...))
@@ -229,10 +231,10 @@ type AttemptEnd struct {
 	Version string // of the protocol, "" if it is not known
 	Err     error
 	At      time.Time
-	Peer    Peer // nil if nobody asks for it
+	Peer    Peer // nil if its attributes are not wanted
 }
 
-// EndAttempt ends an attempt. Its span ends with the next attempt or with the call, when more is known about why it ended.
+// EndAttempt records the end of an attempt. Its span ends with the next attempt or with the call: then it is known why the call ended.
 func (t *Tracer) EndAttempt(ctx context.Context, owner any, e *AttemptEnd) {
 	c := t.callOf(ctx, owner)
 	if c == nil {
@@ -282,12 +284,12 @@ func settle(ctx context.Context, span trace.Span, status int, err error) {
 // CallEnd is how a call ended.
 type CallEnd struct {
 	Status     int
-	GRPCStatus int // -1 without one
+	GRPCStatus int // -1 if there is none
 	Err        error
-	Flags      string // why it ended so, "" for no reason
-	Route      string // what routed it, "" if nothing did
-	Stopped    string // why there were no more attempts, "" for no reason
-	Peer       Peer   // of the last attempt; nil if nobody asks for it
+	Flags      string // response flags, "" for none
+	Route      string // the route that applied, "" for none
+	Stopped    string // why there were no more attempts, "" if the call succeeded
+	Peer       Peer   // of the last attempt; nil if its attributes are not wanted
 }
 
 // EndCall ends a call.
@@ -306,13 +308,13 @@ func (t *Tracer) EndCall(ctx context.Context, d *Call, e *CallEnd) {
 			details = append(details, kv)
 		}
 	}
-	if c.n == 0 && c.whole == nil { // nothing was sent: that deserves a span, too
+	if c.n == 0 && c.whole == nil { // a call for which nothing was sent has a span, too
 		_, c.whole = t.tracer.Start(c.Context, method(d.Method), trace.WithSpanKind(trace.SpanKindClient),
 			trace.WithTimestamp(c.start), trace.WithAttributes(clientAttributes(d)...))
 	}
 	if c.last != nil {
 		c.last.SetAttributes(details...)
-		if c.ended.IsZero() { // the body was closed on one goroutine while another one saw its end
+		if c.ended.IsZero() { // the body was closed on one goroutine while another one reached its end
 			settle(ctx, c.last, e.Status, e.Err)
 		}
 	}

@@ -14,13 +14,12 @@ import (
 // disabled reports whether documents turn spans off.
 func disabled(d *telemetry.Tracing) bool { return d != nil && d.Disabled }
 
-// passedOver decides, at random, whether documents exclude a trace that begins here from sampling. If they do not, the Provider may still do
-// so.
+// passedOver draws whether documents exclude a trace that begins here from sampling. If not, the Provider may still exclude it.
 func passedOver(d *telemetry.Tracing) bool {
 	return d != nil && d.LimitsSampling && rand.Float64()*100 >= d.Sampling
 }
 
-// unsampled begins a trace that is not sampled, whatever the Provider would decide.
+// unsampled begins a trace that is not sampled, regardless of what the Provider would decide.
 func unsampled(ctx context.Context) context.Context {
 	return trace.ContextWithSpanContext(ctx, trace.NewSpanContext(trace.SpanContextConfig{TraceID: newTraceID(), SpanID: newSpanID()}))
 }

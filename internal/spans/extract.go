@@ -23,11 +23,11 @@ func (t *Tracer) extract(h http.Header) trace.SpanContext {
 	return Extract(h)
 }
 
-// Extract returns the span context that a header carries: in the format of W3C Trace Context, or else in that of
-// B3, whose single header counts before the multiple ones. It is invalid if there is none, or if it is malformed: then a new trace begins.
+// Extract returns the span context that a header carries: in the format of W3C Trace Context, otherwise in B3's single header, otherwise in
+// B3's multiple headers. It is invalid if there is none, or if it is malformed; then a new trace begins.
 func Extract(h http.Header) trace.SpanContext {
 	if parents := h[traceparent]; len(parents) > 0 {
-		if len(parents) != 1 { // any of them could be right
+		if len(parents) != 1 { // any of them could be the right one
 			return trace.SpanContext{}
 		}
 		c, ok := parseTraceparent(parents[0])
@@ -35,7 +35,7 @@ func Extract(h http.Header) trace.SpanContext {
 			return trace.SpanContext{}
 		}
 		if states := h[tracestate]; len(states) > 0 {
-			// Invalid state is dropped as a whole, and the trace goes on.
+			// An invalid state is dropped as a whole, and the trace goes on.
 			if text, ok := joined(states); ok {
 				c.TraceState, _ = trace.ParseTraceState(text)
 			}
@@ -51,16 +51,16 @@ func Extract(h http.Header) trace.SpanContext {
 	return b3Context(b3{field.First(h, b3TraceID), field.First(h, b3SpanID), decide(field.First(h, b3Sampled), field.First(h, b3Flags))}, true)
 }
 
-// hasB3 reports whether a header says anything in the multiple headers of B3. The other two mean nothing without these.
+// hasB3 reports whether there are multiple headers of B3. The span ID and its parent mean nothing without one of these.
 func hasB3(h http.Header) bool {
 	return h[b3TraceID] != nil || h[b3Sampled] != nil || h[b3Flags] != nil
 }
 
-// mostCommas is more than the commas between the 32 members of a tracestate, empty ones among them, unless somebody wants them counted.
+// mostCommas bounds the work for a tracestate. It has at most 32 members, but any number of empty ones between them.
 const mostCommas = 256
 
-// joined returns the lines of a tracestate as one, without the empty members that are allowed there. It reports false if there are
-// too many.
+// joined joins the lines of a tracestate, and removes empty members, which are allowed there. It reports false if there are too many
+// members.
 func joined(lines []string) (text string, ok bool) {
 	text = strings.Join(lines, ",")
 	commas := strings.Count(text, ",")
@@ -111,7 +111,7 @@ func unhex(dst []byte, s string) bool {
 	return err == nil
 }
 
-// b3 has what the headers of B3 say: https://github.com/openzipkin/b3-propagation.
+// b3 has the content of B3 headers: https://github.com/openzipkin/b3-propagation.
 type b3 struct {
 	trace, span string
 	decision    decision
@@ -120,7 +120,7 @@ type b3 struct {
 type decision uint8
 
 const (
-	deferred decision = iota // to whoever receives it
+	deferred decision = iota // left to the receiver
 	deny
 	accept
 	malformed
@@ -168,7 +168,7 @@ func decide(sampled, flags string) decision {
 		return accept
 	}
 	switch sampled {
-	case "true": // of old
+	case "true": // obsolete
 		return accept
 	case "false":
 		return deny
@@ -176,8 +176,8 @@ func decide(sampled, flags string) decision {
 	return state(sampled)
 }
 
-// b3Context returns the span context of the headers of B3. A decision without ids holds for the new trace: samplers learn it from
-// a parent only, so it gets one.
+// b3Context returns the span context of B3 headers. A decision without ids applies to a new trace. Samplers take decisions only from a
+// parent, so an id is made up for one.
 func b3Context(b b3, ok bool) trace.SpanContext {
 	if !ok || b.decision == malformed {
 		return trace.SpanContext{}

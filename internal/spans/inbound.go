@@ -27,21 +27,21 @@ const (
 	maxBaggageMembers = 64
 )
 
-// inbound has what the calls made for an inbound request pass on. It is the context of that request.
+// inbound has what is passed on to the calls that are made for an inbound request. It is the context of that request.
 type inbound struct {
 	context.Context
-	requestID string // the one received
-	seed      uint64 // of a new one, if none was received; 0 for none
+	requestID string // as received; "" for none
+	seed      uint64 // from which a new request id is made if none was received; 0 for no id
 	baggage   string
 	forwarded [][]string // by the index of Tracer.forward
 	trace     trace.TraceID
 	fresh     bool       // the trace begins here
 	span      trace.Span // nil unless it records
 	request   *http.Request
-	above     remote // the span that the header names
+	above     remote // the caller's span, which the header names
 }
 
-// remote is a span of which only the context is known.
+// remote is a span of another process, of which only the context is known.
 type remote struct {
 	noop.Span
 	sc trace.SpanContext
@@ -81,7 +81,7 @@ func (in *inbound) id() string {
 	return in.requestID
 }
 
-// Baggage returns the baggage of ctx, or else that which came with the inbound request.
+// Baggage returns the baggage in ctx, otherwise that of the inbound request.
 func Baggage(ctx context.Context) baggage.Baggage {
 	if b := baggage.FromContext(ctx); b.Len() > 0 {
 		return b
@@ -101,22 +101,22 @@ type Request struct {
 	// Restart means that the trace headers are not trusted, NewID that the request id is not.
 	Restart, NewID bool
 
-	// Documents has the settings of documents for spans of requests. It is nil without any.
+	// Documents has the settings of documents for spans of requests. It may be nil.
 	Documents *telemetry.Tracing
 
-	// Peer describes the sender. It is nil if nobody asks for it.
+	// Peer describes the sender. It is nil if its attributes are not wanted.
 	Peer Peer
 }
 
-// StartInbound begins the SERVER span of a request, unless somebody else has, and keeps for the calls that are made for it
-// what they pass on. It returns the context for the handler.
+// StartInbound begins the SERVER span of a request, unless another library has, and keeps what is passed on to the calls that are made for
+// the request. It returns the context for the handler.
 func (t *Tracer) StartInbound(ctx context.Context, r *Request) context.Context {
 	in := &inbound{requestID: field.First(r.Header, requestID), request: r.Request}
 	if r.NewID || len(in.requestID) > maxRequestID || !field.IsPrintable(in.requestID) {
 		in.requestID = ""
 	}
 	local := trace.SpanContextFromContext(ctx)
-	outer := local.IsValid() && !local.IsRemote() // of otelhttp around us, say
+	outer := local.IsValid() && !local.IsRemote() // such as a span of otelhttp around this
 	if !r.Restart {
 		ctx = t.received(ctx, in, r.Header, outer)
 	}
@@ -147,10 +147,10 @@ func (t *Tracer) StartInbound(ctx context.Context, r *Request) context.Context {
 	return in
 }
 
-// maxRequestID bounds what a peer may have us log and pass on.
+// maxRequestID bounds the request ids that are accepted from peers, which are logged and passed on.
 const maxRequestID = 256
 
-// received takes what is trusted from the header.
+// received takes the baggage and the caller's span from a header that is trusted.
 func (t *Tracer) received(ctx context.Context, in *inbound, h http.Header, outer bool) context.Context {
 	if t.config.Propagator != nil {
 		if outer {
@@ -159,7 +159,7 @@ func (t *Tracer) received(ctx context.Context, in *inbound, h http.Header, outer
 		return t.config.Propagator.Extract(ctx, propagation.HeaderCarrier(h))
 	}
 	if values := h[baggageHeader]; len(values) > 0 {
-		b := strings.ReplaceAll(strings.Join(values, ","), "\t", " ") // both may stand around members, but gRPC sends no tabs
+		b := strings.ReplaceAll(strings.Join(values, ","), "\t", " ") // both are allowed around members, but gRPC cannot send tabs
 		if len(b) <= maxBaggage && strings.Count(b, ",") < maxBaggageMembers && field.IsPrintable(b) {
 			in.baggage = b
 		}
@@ -211,12 +211,12 @@ func serverAttributes(r *Request) []attribute.KeyValue {
 
 // Response is how an inbound request ended.
 type Response struct {
-	Status  int    // of HTTP; 0 if it was cut off
-	RPC     bool   // Code is that of gRPC
-	Code    uint32 // of gRPC
-	Unknown bool   // the method of gRPC may not exist
+	Status  int    // the HTTP status; 0 if the response was cut off
+	RPC     bool   // it is the response to a gRPC call, with Code
+	Code    uint32 // the gRPC status
+	Unknown bool   // the gRPC method may not exist
 	Route   string // the pattern that the request matched, "" if it is not known
-	Flags   string // why it was refused, "" for no reason
+	Flags   string // why the request was refused, "" if it was not
 }
 
 // EndInbound ends the SERVER span of a request.
@@ -255,7 +255,7 @@ func EndInbound(ctx context.Context, r *Response) {
 	span.End()
 }
 
-// Answer makes r the response to a call of gRPC. The code is -1 if there was none. refused means that the server never saw the call.
+// Answer makes r the response to a gRPC call. The code is -1 if there was none. refused means that the server never saw the call.
 func (r *Response) Answer(code int, refused bool) {
 	const unknown, unimplemented = 2, 12
 	if r.RPC, r.Code = true, unknown; code >= 0 {
@@ -264,7 +264,7 @@ func (r *Response) Answer(code int, refused bool) {
 	r.Unknown = refused || code == unimplemented
 }
 
-// EchoRequestID sets the id of the request that ctx belongs to in the header of its answer.
+// EchoRequestID sets x-request-id in a response header to the id of the request that ctx belongs to.
 func EchoRequestID(ctx context.Context, h http.Header) {
 	if id := RequestID(ctx); id != "" {
 		h[requestID] = []string{id}
@@ -284,7 +284,7 @@ func pathOf(pattern string) string {
 	return ""
 }
 
-// Strip returns a copy of a header without the fields that carry traces and ids.
+// Strip returns a copy of a header without the [Tracer.Trusted] headers.
 func (t *Tracer) Strip(h http.Header) http.Header {
 	h = maps.Clone(h)
 	for _, name := range t.trusted {

@@ -14,23 +14,23 @@ import (
 	"github.com/nosidecar/mesh/internal/outgoing"
 )
 
-// Outgoing is a request, or an attempt of one: what its headers are made from.
+// Outgoing is a request that is sent, as far as trace headers depend on it.
 type Outgoing struct {
 	Caller context.Context // of the caller; nil if it is that of the request
 	RPC    bool
-	Seed   uint64      // of a request id: [Seed] of the call
+	Seed   uint64      // of the call; see [Seed]
 	Number int         // of the attempt, from 1
-	Header http.Header // as it is; it is changed only through Set
+	Header http.Header // the current header; it is changed only through Set
 	Set    Setter
 
-	ctx   context.Context   // of the request, without the span whose header it is
-	sent  *outgoing.Request // Set, if it is one
+	ctx   context.Context   // of the request, without the span that is sent
+	sent  *outgoing.Request // Set, if it has this type
 	clean bool              // the header is known to carry no trace
 	fresh bool              // the trace begins with the call
-	valid bool              // span is
-	span  trace.SpanContext // that is sent, but for its id
-	id    trace.SpanID
-	seed  uint64 // of the request id: the same for all attempts of a call
+	valid bool              // span is valid
+	span  trace.SpanContext // the span that is sent, except for its id
+	id    trace.SpanID      // the id that is sent
+	seed  uint64            // from which a request id is made: the same for all attempts of a call
 }
 
 // Carry sets the headers of an attempt without a span of its own. ctx is its context.
@@ -68,8 +68,8 @@ func (o *Outgoing) put(key, value string) {
 	}
 }
 
-// inject sets the headers. What is set replaces what came with the request, except for the request id, the baggage and the
-// forwarded headers: these the caller may set.
+// inject sets the headers. They replace those that the caller has set, except for the request id, the baggage and the forwarded headers,
+// which the caller may choose.
 func (t *Tracer) inject(o *Outgoing) {
 	in := inboundOf(o.ctx)
 	if o.sent, _ = o.Set.(*outgoing.Request); o.sent != nil && o.valid {
@@ -81,7 +81,7 @@ func (t *Tracer) inject(o *Outgoing) {
 		made = t.writeContext(&room, o, in)
 	}
 	switch id, seed := t.requestID(o, in); {
-	case seed != 0: // in the same memory
+	case seed != 0: // one string for all values
 		putUUID(room[made:], seed)
 		text := string(room[:made+uuidLength])
 		o.put(requestID, text[made:])
@@ -107,7 +107,7 @@ func (t *Tracer) inject(o *Outgoing) {
 	}
 }
 
-// passOnBaggage sets the baggage of the context, or else that of the inbound request, unless the caller has set one.
+// passOnBaggage sets the baggage of the context, otherwise that of the inbound request, unless the caller has set one.
 func passOnBaggage(o *Outgoing, in *inbound) {
 	bag := baggage.FromContext(o.ctx)
 	switch {
@@ -119,7 +119,7 @@ func passOnBaggage(o *Outgoing, in *inbound) {
 	}
 }
 
-// requestID returns the id to set, or the seed to make it from. It returns neither if the call has one.
+// requestID returns the id to set, or the seed to make it from. It returns neither if none is to be set.
 func (t *Tracer) requestID(o *Outgoing, in *inbound) (id string, seed uint64) {
 	switch {
 	case t.config.NoRequestID || o.has(requestID):
@@ -137,7 +137,7 @@ const (
 	uuidLength    = 36
 )
 
-// writeContext writes a traceparent, and after it the b3 header, if that is sent. It returns the length of both.
+// writeContext writes a traceparent, followed by a b3 header if that is sent. It returns their length.
 func (t *Tracer) writeContext(b *[contextLength + b3Length + uuidLength]byte, o *Outgoing, in *inbound) int {
 	traceID, flags := o.span.TraceID(), o.span.TraceFlags()&(trace.FlagsSampled|trace.FlagsRandom)
 	if o.fresh || in != nil && in.fresh && in.trace == traceID {
@@ -157,8 +157,8 @@ func (t *Tracer) writeContext(b *[contextLength + b3Length + uuidLength]byte, o 
 	return contextLength + b3Length
 }
 
-// setContext sets the headers whose text writeContext has made. It removes those of the formats that are not sent: the application may
-// have copied them, and they would name another span.
+// setContext sets the headers from the text of writeContext. It removes headers of other formats, which the application may have copied:
+// they would name another span.
 func (t *Tracer) setContext(o *Outgoing, text string) {
 	if text == "" {
 		return
@@ -190,7 +190,7 @@ func (t *Tracer) setContext(o *Outgoing, text string) {
 	}
 }
 
-// addContext is setContext for a header that carries no trace yet, as that of most calls: none of its fields has to be looked for.
+// addContext is setContext for a header that carries no trace, as in most calls: no field needs to be looked up or removed.
 func (t *Tracer) addContext(o *Outgoing, text string) {
 	if t.formats&w3c != 0 {
 		o.sent.AddTrace(traceparent, text[:contextLength])
@@ -249,18 +249,18 @@ func (t *Tracer) SetRequestID(d *Call, set Setter) {
 	}
 }
 
-// process makes ids differ between processes.
+// process makes the ids of different processes differ.
 var process = [3]uint64{rand.Uint64(), rand.Uint64(), rand.Uint64()}
 
-// unrecordedID returns the id of the span of an attempt that nobody records, so that any id will do that no other attempt has. seed is that of
-// the call's request id.
+// unrecordedID returns a span id for an attempt that is not recorded. It only has to differ from those of other attempts. seed is that of the
+// call's request id.
 func unrecordedID(seed uint64, attempt int) (id trace.SpanID) {
 	binary.NativeEndian.PutUint64(id[:], mix(seed+process[2]+uint64(attempt))|1)
 	return id
 }
 
-// Seed returns the seed of a call that began at start. All its attempts come to the same one, and no other call of this process does: owner
-// tells it from those that begin at the same time.
+// Seed returns the seed of a call that began at start. It is the same for all attempts of the call, and differs between calls: owner
+// distinguishes those that begin at the same time.
 func Seed(start time.Time, owner uint64) uint64 { return mix(uint64(start.UnixNano()) + mix(owner)) }
 
 // mix is the finalizer of SplitMix64.
@@ -270,8 +270,8 @@ func mix(n uint64) uint64 {
 	return n ^ n>>31
 }
 
-// idSeed returns the seed of the request id of a call, which is never 0. The clock may be too coarse to tell calls apart, so the span that they
-// are made for has a part in it.
+// idSeed returns the seed of the request id of a call, which is never 0. It also depends on the caller's span, because the clock may be too
+// coarse to distinguish calls.
 func idSeed(seed uint64, caller *trace.SpanContext) uint64 {
 	id := caller.SpanID()
 	return max(1, seed^binary.NativeEndian.Uint64(id[:]))
@@ -283,7 +283,7 @@ func uuid(seed uint64) string {
 	return string(room[:])
 }
 
-// putUUID writes a random UUID, of version 4, that is made of seed.
+// putUUID writes the UUID of version 4 that belongs to seed.
 func putUUID(b []byte, seed uint64) {
 	_ = b[uuidLength-1]
 	high, low := mix(seed+process[0])&^0xf000|0x4000, mix(seed^process[1])&^(3<<62)|2<<62
@@ -297,7 +297,7 @@ func putUUID(b []byte, seed uint64) {
 	b[8], b[13], b[18], b[23] = '-', '-', '-', '-'
 }
 
-// putHex writes the 16 digits of n. Package hex writes them one after the other; these are written eight at a time.
+// putHex writes the 16 digits of n, eight at a time. Package hex would write them one by one.
 func putHex(b []byte, n uint64) {
 	_ = b[15]
 	binary.BigEndian.PutUint64(b, digits(n>>32))

@@ -1,5 +1,5 @@
-// Package spans is what the packages of tracing share: the headers that carry traces, and the spans of calls, attempts and
-// inbound requests. It knows nothing of transports.
+// Package spans has what the packages of tracing share: the headers that carry traces, and the spans of calls, attempts and inbound
+// requests. It does not depend on any transport.
 package spans
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Config is tracing.Config, which documents it.
+// Config has the fields of tracing.Config, which documents them.
 type Config struct {
 	Provider      trace.TracerProvider
 	Propagator    propagation.TextMapPropagator
@@ -30,14 +30,14 @@ type Config struct {
 // scope is the name of the instrumentation.
 const scope = "github.com/nosidecar/mesh/tracing"
 
-// Tracer makes spans and headers as a Config says. It is safe for concurrent use.
+// Tracer creates spans and sets headers, as a Config specifies. It is safe for concurrent use.
 type Tracer struct {
 	config  Config
 	tracer  trace.Tracer // nil without a Provider
 	formats format
-	sets    int
-	trusted []string // the headers that are believed of trusted peers only; canonical
-	forward []string // canonical
+	sets    int      // see Sets
+	trusted []string // see Trusted
+	forward []string // Config.Forward, canonical
 }
 
 type format uint8
@@ -62,7 +62,7 @@ func New(c Config) (*Tracer, error) {
 			return nil, err
 		}
 	}
-	t.sets = 1 + len(c.Forward) // x-request-id
+	t.sets = 1 + len(c.Forward) // 1 for x-request-id
 	for _, f := range [...]format{w3c, b3Single, b3Multi, b3Multi, b3Multi} {
 		if t.formats&f != 0 {
 			t.sets++
@@ -77,7 +77,7 @@ func New(c Config) (*Tracer, error) {
 	}
 	for _, name := range c.Forward {
 		name = http.CanonicalHeaderKey(name)
-		if field.CarriesTrace(name) { // which tracing sets itself
+		if field.CarriesTrace(name) {
 			return nil, fmt.Errorf("tracing: Forward names %s, which tracing sets itself: remove it there", name)
 		}
 		t.forward = append(t.forward, name)
@@ -122,16 +122,16 @@ var headers = [...]string{
 	traceparent, tracestate, baggageHeader, b3Header, b3TraceID, b3SpanID, b3ParentSpanID, b3Sampled, b3Flags, requestID,
 }
 
-// Names returns the headers that are read of an inbound request, as keys of an http.Header.
+// Names returns the headers of an inbound request that are read, as keys of an http.Header.
 func (t *Tracer) Names() []string { return slices.Concat(t.trusted, t.forward) }
 
-// Trusted returns those of the [Tracer.Names] that are removed of requests from outside: what carries traces and ids.
+// Trusted returns the headers that carry traces and ids, which must be removed from requests that come from outside.
 func (t *Tracer) Trusted() []string { return t.trusted }
 
-// Sets returns how many headers of an attempt are set, as a hint.
+// Sets returns roughly how many headers are set on an attempt.
 func (t *Tracer) Sets() int { return t.sets }
 
-// Setter sets a header of what is sent, whose name is a key of an http.Header. An empty value removes the header.
+// Setter sets a header of an attempt. The name is a key of an http.Header. An empty value removes the header.
 type Setter interface {
 	SetHeader(name, value string)
 }

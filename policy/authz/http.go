@@ -15,8 +15,8 @@ import (
 // It decides by the request target as it was sent, so it must be outside of any handler that changes requests. It is safe for
 // concurrent use. Its fields must not be changed after its first use.
 //
-// Next does not see that a client asks for an upgrade to h2c, and what begins HTTP/2 on a connection of HTTP/1 is refused: nobody would
-// decide about the requests that follow.
+// Nobody would decide about requests that follow a switch to HTTP/2 on a connection of HTTP/1. So Next does not see a request for an
+// upgrade to h2c, and a request that begins HTTP/2 in another way is refused.
 type Handler struct {
 	// Next serves the requests that are allowed. It must be set.
 	Next http.Handler
@@ -44,8 +44,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	view := NewRequest(r, principal, h.TrustedHops)
 	d := h.Authorizer.Decide(&view)
 	if d.Allowed && field.BeginsHTTP2(r) {
-		none := Match{Rule: -1}
-		d = Decision{Match: none, Audit: none, Shadow: Shadow{Match: none}, BadRequest: true, Reason: "HTTP/2 on a connection of HTTP/1"}
+		d = Decision{
+			Match: noMatch, Audit: noMatch, Shadow: Shadow{Match: noMatch}, BadRequest: true, Reason: "HTTP/2 on a connection of HTTP/1",
+		}
 	}
 	if h.OnDecision != nil {
 		h.OnDecision(r, d)
