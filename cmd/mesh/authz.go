@@ -22,7 +22,7 @@ import (
 	"github.com/nosidecar/mesh/policy/jwt"
 )
 
-// verdict is what authz prints: whether a request is allowed, by which rule, and why. Where no rule decided, it is left out.
+// verdict is what authz prints: whether a request is allowed, by which rule, and why. The rule is omitted if none decided.
 type verdict struct {
 	Decision string `json:"decision"` // ALLOW or DENY
 	Policy   string `json:"policy,omitempty"`
@@ -30,10 +30,10 @@ type verdict struct {
 	Reason   string `json:"reason"`
 }
 
-// authz says whether an inbound request to the workload is allowed. The code counts if there is no error.
+// authz says whether an inbound request to the workload is allowed. The code is valid if err is nil.
 func authz(args []string, stdout io.Writer) (code int, err error) {
 	flags, keys := newRequestFlags("authz"), make(keyFiles)
-	peer := inbound{source: netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	peer := inbound{source: netip.AddrFrom4([4]byte{127, 0, 0, 1}), now: time.Now()}
 	peer.flags(flags)
 	flags.Func("jwks", "", keys.add)
 	flags.BoolVar(&flags.workload.AllowByDefault, "allow-by-default", false, "")
@@ -86,8 +86,8 @@ func authz(args []string, stdout io.Writer) (code int, err error) {
 	return code, printJSON(stdout, v)
 }
 
-// connectDomain returns the trust domain of a principal that Consul Connect issues, since the workload's is the same; "" for any
-// other.
+// connectDomain returns the trust domain of a principal in the form of Consul Connect, which is also the workload's, and "" for any other
+// principal.
 func connectDomain(principal string) string {
 	domain, path, _ := strings.Cut(principal, "/")
 	if _, _, ok := connectid.Parse("/" + path); !ok {
@@ -96,13 +96,13 @@ func connectDomain(principal string) string {
 	return domain
 }
 
-// inbound is where a request comes from and arrives.
+// inbound says from where and when a request arrives, and at which port.
 type inbound struct {
 	principal   string
 	source      netip.Addr
 	port        uint16
 	trustedHops int
-	now         time.Time // the zero time is now
+	now         time.Time
 }
 
 // flags adds the flags that say where the request comes from.
@@ -129,27 +129,19 @@ func (in *inbound) flags(flags *requestFlags) {
 	flags.IntVar(&in.trustedHops, "trusted-hops", 0, "")
 }
 
-// decide asks the plan as the handler of a mesh does.
+// decide asks the plan in the way the handler of a mesh does.
 func (in *inbound) decide(plan *policy.Plan, req *http.Request) access.Decision {
 	req.RemoteAddr = net.JoinHostPort(in.source.String(), "0")
 	view := access.NewRequest(req, in.principal, in.trustedHops)
 	view.Destination = netip.AddrPortFrom(netip.Addr{}, in.port)
 	rules := plan.Inbound()
-	if result, _ := judge.Authenticate(context.Background(), rules, req, &view, in.at()); result.Err != nil {
+	if result, _ := judge.Authenticate(context.Background(), rules, req, &view, in.now); result.Err != nil {
 		return judge.Denied(result.Err.Error())
 	}
 	return rules.Authorize(&view)
 }
 
-// at returns when the request arrives.
-func (in *inbound) at() time.Time {
-	if in.now.IsZero() {
-		return time.Now()
-	}
-	return in.now
-}
-
-// rawRequest is a request as it is sent. The target is not cleaned: what a server makes of it is the question.
+// rawRequest is a request as it is sent. Its target is not cleaned, since how a server reads it is the question.
 type rawRequest struct {
 	method, host, target string
 	port                 uint16

@@ -11,7 +11,7 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// certs writes certificates for the workloads that are named, all of one authority, whose key is forgotten.
+// certs writes certificates for the named workloads, issued by one authority whose key is not kept.
 func certs(args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("certs", flag.ContinueOnError)
 	folder := flags.String("o", "certs", "")
@@ -34,7 +34,7 @@ func certs(args []string, stdout io.Writer) error {
 		if !ok {
 			return usagef("%q is not NAMESPACE/ACCOUNT", name)
 		}
-		// Names that are none are refused before anything is written: they are paths too.
+		// Invalid names are refused before anything is written, because names become paths.
 		if _, err := ca.Identity(namespace, account); err != nil {
 			return err
 		}

@@ -17,8 +17,8 @@ type report struct {
 	Findings  policy.Findings `json:"findings"` // never null
 }
 
-// check reports what is wrong with documents. The code counts if there is no error. Standard output has only the findings, so
-// that a program can read them; the closing line, for people, goes to stderr.
+// check reports what is wrong with documents. The code is valid if err is nil. Standard output has only the findings, so that a program
+// can read them; the closing line, for people, goes to stderr.
 func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	format := flags.String("o", "text", "")
@@ -67,7 +67,7 @@ func checkAll(sources []policy.Source, w policy.Workload) policy.Report {
 	return policy.Check(sources, w)
 }
 
-// idle finds the paths of which nothing can be in force, with documents or without.
+// idle reports the paths from which nothing can be in force, with or without documents.
 func idle(paths []origin, checked policy.Report) (findings policy.Findings) {
 	for _, path := range paths {
 		used := checked.InForce[path.from:path.to]
@@ -84,7 +84,7 @@ func idle(paths []origin, checked policy.Report) (findings policy.Findings) {
 	return findings
 }
 
-// printFindings prints one per line. Names in documents are whatever their author wrote, so none of it may control a terminal.
+// printFindings prints one finding per line. They contain text from documents, which must not control a terminal.
 func printFindings(w io.Writer, findings policy.Findings) error {
 	for _, f := range findings {
 		if _, err := fmt.Fprintln(w, harmless(f.String())); err != nil {
@@ -105,7 +105,7 @@ func tally(findings policy.Findings) (errors, warnings int) {
 	return errors, warnings
 }
 
-// count prints a number of things: "no errors", "1 error", "2 errors".
+// count returns a number of things in words: "no errors", "1 error", "2 errors".
 func count(n int, thing string) string {
 	switch n {
 	case 0:

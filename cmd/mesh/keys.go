@@ -23,7 +23,7 @@ func (k keyFiles) add(text string) error {
 	return nil
 }
 
-// fetched are the answers of the servers that the files stand for.
+// fetched answers requests for key sets from the files.
 type fetched keyFiles
 
 // RoundTrip implements http.RoundTripper.
@@ -50,7 +50,7 @@ func (k keyFiles) read(tokens *jwt.Authenticator, remotes *jwt.Remotes) error {
 	remotes.OnFetch = func(s jwt.State) {
 		select {
 		case outcomes <- s:
-		default: // enough is known
+		default: // there are enough outcomes
 		}
 	}
 	remotes.Use(tokens)

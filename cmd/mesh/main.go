@@ -1,4 +1,4 @@
-// Command mesh answers offline, from documents alone, what the library would do, and publishes documents:
+// Command mesh says offline, from documents alone, what the library would do, and publishes documents:
 //
 //	mesh check   finds mistakes in documents
 //	mesh route   says what an outbound request gets
@@ -33,7 +33,7 @@ import (
 const (
 	exitOK     = 0
 	exitErrors = 1 // of check, push and diff: a document has an error
-	exitFailed = 2 // no answer: wrong usage, a file that cannot be read, wrong documents of other commands than check, push and diff
+	exitFailed = 2 // no answer: wrong usage, a file that cannot be read, or an error in documents for route and authz
 	exitDenied = 3 // of authz: the request is not allowed
 
 	exitDiffers = 4 // of diff: a push would change something
@@ -42,8 +42,8 @@ const (
 const usage = `Usage:
 
   mesh check [-o text|json] [--service NAME] [--root-namespace NAMESPACE] PATH...
-        Report what is wrong with documents. PATH is a file, or a folder of .yaml, .yml, .json and .hcl files; to hold no document is an error.
-        Config entries of Consul, one a file, are .json or .hcl. Programs read these files with package policy/consul.
+        Report what is wrong with documents. PATH is a file, or a folder of .yaml, .yml, .json and .hcl files. A PATH without any document
+        is an error. Config entries of Consul are .json or .hcl files with one entry each. Programs read them with package policy/consul.
         The last line, on standard error, counts the documents and the findings.
         Exit status: 0 if all documents are valid and enforceable (warnings are allowed), 1 if any has an error.
 
@@ -51,7 +51,7 @@ const usage = `Usage:
         Print, as JSON, what an outbound request to URL gets.
         -f PATH             a file or folder of documents; may be repeated
         -n NAMESPACE        the caller's namespace (default "default")
-        --root-namespace N  the namespace of what applies to the whole mesh (default "istio-system")
+        --root-namespace N  the namespace whose documents apply to the whole mesh (default "istio-system")
         -l KEY=VALUE,...    the caller's labels; may be repeated
         --service NAME      the Consul service that the caller is an instance of (default: none)
         -X METHOD           the request's method (default GET)
@@ -59,61 +59,61 @@ const usage = `Usage:
         Flags come before the URL.
 
   mesh authz -f PATH [flags] URL
-        Print, as JSON, whether an inbound request to the workload is allowed, and why. What follows the authority of the URL
-        is the target as it is sent, nothing is cleaned. Exit status: 0 if the request is allowed, 3 if it is denied.
+        Print, as JSON, whether an inbound request to the workload is allowed, and why. The part of the URL after the authority
+        is the request target, exactly as given. Exit status: 0 if the request is allowed, 3 if it is denied.
         -f PATH             a file or folder of documents; may be repeated
         -n NAMESPACE        the workload's namespace (default "default")
-        --root-namespace N  the namespace of what applies to the whole mesh (default "istio-system")
+        --root-namespace N  the namespace whose documents apply to the whole mesh (default "istio-system")
         -l KEY=VALUE,...    the workload's labels; may be repeated
-        --principal P       the peer's identity, as cluster.local/ns/default/sa/name, or DOMAIN/ns/default/dc/DC/svc/NAME of Consul
-                            Connect, whose DOMAIN is the workload's too; without it the peer is plaintext
+        --principal P       the peer's identity, such as cluster.local/ns/default/sa/name, or DOMAIN/ns/default/dc/DC/svc/NAME for
+                            Consul Connect, whose DOMAIN is the workload's too; without it, the connection is plaintext
         --service NAME      the Consul service that the workload is an instance of (default: the URL's host up to the first dot)
-        --allow-by-default  a peer that no service-intentions decides about is allowed, as Consul's servers are configured
+        --allow-by-default  allow a peer about which no service-intentions decides, as Consul's servers may be configured to do
         --source-ip IP      the peer's address (default 127.0.0.1)
         --port N            the workload's port (default that of the URL)
         --trusted-hops N    how many proxies in front are trusted to set x-forwarded-for (default 0)
         --jwks URI=FILE     the key set that RequestAuthentications would fetch from URI; may be repeated; nothing is fetched
-        --time TIME         when the tokens of the request are judged, as 2026-01-31T12:00:00Z (default now)
+        --time TIME         the time at which tokens are verified, such as 2026-01-31T12:00:00Z (default now)
         -X METHOD           the request's method (default GET)
         -H 'NAME: VALUE'    a request header; may be repeated; Host replaces the authority
         Flags come before the URL.
 
   mesh push -prefix PREFIX PATH...
-        Publish documents in the KV store of Consul, in the place of all that are published there, for policy/consulkv. All processes
-        get the whole set, whatever its size. Files are named relative to PATH; HCL is published as JSON, as NAME.hcl.json.
-        What mesh check refuses is not published; what it finds goes to standard error. Of two pushes at once, one fails and says
-        so. The same again is no change.
-        -prefix PREFIX      their place, as mesh/shop
-        Consul is the agent that the environment names: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE,
-        CONSUL_HTTP_SSL, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY, CONSUL_TLS_SERVER_NAME, CONSUL_NAMESPACE.
+        Publish documents in Consul's KV store, for policy/consulkv. They replace the documents that are published there. Processes
+        get the new set as a whole, whatever its size. Files are named relative to PATH; HCL is published as JSON, as NAME.hcl.json.
+        If mesh check would report an error, nothing is published. All findings go to standard error. If two pushes run at once, one
+        fails and says so. Publishing the same documents again changes nothing.
+        -prefix PREFIX      where they are in the KV store, such as mesh/shop
+        The environment names the agent: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_SSL,
+        CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY, CONSUL_TLS_SERVER_NAME, CONSUL_NAMESPACE.
         Exit status: 0 if they are published, or were before, 1 if any has an error.
 
   mesh pull -prefix PREFIX FOLDER
-        Write the documents that are published to FOLDER, which is not there yet or empty. Consul is found as for push.
+        Write the published documents to FOLDER, which must be empty or not exist yet. The agent is found as for push.
 
   mesh diff -prefix PREFIX [-o text|json] PATH...
-        Say what a push would change: files that are added, changed and removed. Consul is found as for push.
-        Exit status: 0 if nothing would change, 4 if something would, 1 if any document has an error: push would refuse them.
+        Say what a push would change: files that are added, changed and removed. The agent is found as for push.
+        Exit status: 0 if nothing would change, 4 if something would, 1 if any document has an error, so that push would fail.
 
   mesh certs [-o FOLDER] [-d DOMAIN] [-t TIME] NAMESPACE/ACCOUNT...
         Make certificates for workloads on a developer's machine: FOLDER/NAMESPACE/ACCOUNT holds tls.crt, tls.key and ca.crt,
-        for tlsid.Files. All of one call trust each other, and nobody else: the key of their authority is not kept.
-        -o FOLDER           where they go (default "certs")
+        for tlsid.Files. Certificates of one call trust each other and nobody else: the key of their authority is not kept.
+        -o FOLDER           where they are written (default "certs")
         -d DOMAIN           the trust domain (default "cluster.local")
-        -t TIME             how long they live, at most 24h (default 24h)
+        -t TIME             how long they are valid, at most 24h (default 24h)
 
   mesh version
         Print the version of the module and of Go.
 
-The exit status is 2 on wrong usage, if a file cannot be read or written, if Consul does not do what it is asked for and, except
-for check, push and diff, if the documents are not valid.
+The exit status is 2 on wrong usage, if a file cannot be read or written, if a request to Consul fails and, except for check, push
+and diff, if the documents are not valid.
 `
 
 func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run is the command with its arguments, less its name. It returns the exit status.
+// run runs the command with the given arguments, and returns the exit status.
 func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
 		fmt.Fprintf(stderr, "mesh: name a command: check, route, authz, push, pull, diff, certs or version\n%s", seeHelp)
@@ -167,7 +167,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 const seeHelp = "Run \"mesh help\" for the commands and their flags, or \"mesh help COMMAND\" for one.\n"
 
-// unknown says that there is no such command. It returns the exit status.
+// unknown reports that there is no such command, and returns the exit status.
 func unknown(name string, stderr io.Writer) int {
 	fmt.Fprintf(stderr, "mesh: unknown command %q\n%s", name, seeHelp)
 	return exitFailed
@@ -178,13 +178,13 @@ func usageOf(name string) string {
 	blocks := strings.Split(strings.TrimPrefix(usage, "Usage:\n\n"), "\n\n")
 	for _, block := range blocks {
 		if strings.HasPrefix(block, "  mesh "+name+" ") || strings.HasPrefix(block, "  mesh "+name+"\n") {
-			return "Usage:\n\n" + block + "\n\n" + blocks[len(blocks)-1] // which is about the exit status
+			return "Usage:\n\n" + block + "\n\n" + blocks[len(blocks)-1] // the last one is about the exit status
 		}
 	}
 	return usage
 }
 
-// usageError is a mistake in the arguments: it is followed by where to read about them.
+// usageError is a mistake in the arguments. run prints it with a hint to the help.
 type usageError struct {
 	error
 }
@@ -218,10 +218,10 @@ func version(args []string, stdout io.Writer) error {
 	return err
 }
 
-// origin is a path with documents: its sources are those from one place to another.
+// origin is one of the paths that are read.
 type origin struct {
 	name     string
-	from, to int
+	from, to int  // its sources are sources[from:to]
 	empty    bool // it has no documents
 }
 
@@ -246,7 +246,7 @@ func holdsNothing(sources []policy.Source) bool {
 
 const nothing = "there is no document in it: correct the path, or put documents there, in files named .yaml, .yml, .json or .hcl"
 
-// printJSON prints v as people and programs can read it: indented, with & and < as they are.
+// printJSON prints v indented, and does not escape & and <.
 func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)

@@ -110,7 +110,7 @@ func notInName(c rune) bool {
 	return c <= ' ' || c >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c)
 }
 
-// takeHost takes the Host off the header and returns it, and host if there is none.
+// takeHost removes Host from the header and returns it, or host if there is none.
 func takeHost(header http.Header, host string) (string, error) {
 	hosts := header["Host"]
 	if hosts == nil {

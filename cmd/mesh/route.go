@@ -18,13 +18,13 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// answer is what route prints: what becomes of a request. What does not apply is left out.
+// answer is what route prints: what happens to a request. Fields that do not apply are omitted.
 type answer struct {
 	Host     string `json:"host"`   // the full name
 	Action   string `json:"action"` // route, redirect, directResponse or notFound
 	Document string `json:"document,omitempty"`
 
-	// The places in the document, from 0. A TrafficSplit has no routes, and a route without matches has no match.
+	// Indexes in the document, from 0. A TrafficSplit has no routes, and a route without matches has no match.
 	Route     *int    `json:"route,omitempty"`
 	RouteName *string `json:"routeName,omitempty"`
 	Match     *int    `json:"match,omitempty"`
@@ -35,7 +35,7 @@ type answer struct {
 	Fault        *faults         `json:"fault,omitempty"`
 	Mirrors      []mirror        `json:"mirrors,omitempty"`
 	Path         string          `json:"path,omitempty"`      // escaped, without query; if it is rewritten
-	Authority    string          `json:"authority,omitempty"` // if it is rewritten, for all destinations alike
+	Authority    string          `json:"authority,omitempty"` // if it is rewritten in the same way for all destinations
 	Redirect     *redirect       `json:"redirect,omitempty"`
 	Direct       *directResponse `json:"directResponse,omitempty"`
 }
@@ -53,7 +53,7 @@ type destination struct {
 }
 
 type retries struct {
-	Attempts      int      `json:"attempts"` // beyond the first
+	Attempts      int      `json:"attempts"` // after the first
 	PerTryTimeout string   `json:"perTryTimeout,omitempty"`
 	On            []string `json:"on"`
 }
@@ -114,7 +114,7 @@ func route(args []string, stdout io.Writer) error {
 	return printJSON(stdout, a)
 }
 
-// newRequest returns the request as a program would give it to its client.
+// newRequest returns the request that a program would give to its client.
 func newRequest(method, target string, header http.Header) (*http.Request, error) {
 	u, err := url.Parse(target)
 	switch {
@@ -138,9 +138,9 @@ func newRequest(method, target string, header http.Header) (*http.Request, error
 	return req, nil
 }
 
-// answerTo asks the plan as the transport of a mesh does.
+// answerTo asks the plan in the way the transport of a mesh does.
 func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
-	// The Host header decides if a document names it, and else the URL. The port is the URL's in any case.
+	// The Host header decides if a document names it, otherwise the URL. The port is always that of the URL.
 	port := strconv.Itoa(router.NewRequest(req).Port)
 	host := plan.Host(net.JoinHostPort((&url.URL{Host: req.Host}).Hostname(), port))
 	if !host.Known {
@@ -157,7 +157,7 @@ func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
 		a.Action = "notFound"
 		return a, nil
 	}
-	// If several documents apply to the host, another one than the first may have decided.
+	// If several documents apply to the host, a later one may have decided.
 	if origin := host.Origin(entry, match); origin.Document != "" {
 		a.Document = origin.Document
 		if origin.Route >= 0 {
@@ -177,7 +177,7 @@ func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
 	return a, a.rewrite(entry, match, req)
 }
 
-// refuse says which destinations have no such port. The port is that of the request.
+// refuse fills in which destinations do not have the port that they are called at, which is the request's unless they name one.
 func (a *answer) refuse(plan *policy.Plan, port int) {
 	why := func(host string, own int) string {
 		if err := plan.Host(host).Entry.CheckPort(cmp.Or(own, port)); err != nil {
@@ -204,7 +204,7 @@ func (a *answer) failover(plan *policy.Plan, entry *router.Rule) {
 	}
 }
 
-// respond fills in the answer of a route that sends nothing.
+// respond fills in the response of a route that sends nothing.
 func (a *answer) respond(entry *router.Rule, resp *http.Response) error {
 	if entry.Route.Redirect != nil {
 		a.Action = "redirect"
@@ -250,7 +250,7 @@ func showRetries(config retry.Config) *retries {
 	return shown
 }
 
-// showFaults leaves out the faults that no request meets.
+// showFaults omits faults with a fraction of 0.
 func showFaults(config fault.Config) *faults {
 	var shown faults
 	if d := config.Delay; d.Fraction > 0 {
@@ -268,7 +268,7 @@ func showFaults(config fault.Config) *faults {
 	return &shown
 }
 
-// rewrite fills in the path and the authority that the destinations see, if they are not those of the request.
+// rewrite fills in the path and the authority that the destinations see, if they differ from those of the request.
 func (a *answer) rewrite(entry *router.Rule, match int, req *http.Request) error {
 	before := router.NewRequest(req)
 	differ := false
@@ -287,7 +287,7 @@ func (a *answer) rewrite(entry *router.Rule, match int, req *http.Request) error
 		differ = differ || a.Destinations[i].Authority != a.Destinations[0].Authority
 	}
 	if differ {
-		return nil // they keep their own
+		return nil // each destination shows its own
 	}
 	a.Authority = a.Destinations[0].Authority
 	for i := range a.Destinations {

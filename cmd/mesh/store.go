@@ -19,7 +19,7 @@ import (
 	"github.com/nosidecar/mesh/policy/consulkv"
 )
 
-// push publishes documents in Consul if check finds no error in them. The code counts if there is no error.
+// push publishes documents in Consul if check finds no error in them. The code is valid if err is nil.
 func push(args []string, stdout, stderr io.Writer) (code int, err error) {
 	flags, prefix := storeFlags("push")
 	if err := parse(flags, args); err != nil {
@@ -45,7 +45,7 @@ func push(args []string, stdout, stderr io.Writer) (code int, err error) {
 	return 0, err
 }
 
-// pull writes what is published to a folder that is not there yet, or empty.
+// pull writes the published documents to a folder that is empty or does not exist yet.
 func pull(args []string, stdout io.Writer) error {
 	flags, prefix := storeFlags("pull")
 	if err := parse(flags, args); err != nil {
@@ -69,7 +69,7 @@ func pull(args []string, stdout io.Writer) error {
 	return err
 }
 
-// writeAll writes files to an empty folder, and nothing outside of it, whatever their names are.
+// writeAll writes files to an empty folder, and never outside of it, whatever their names are.
 func writeAll(dir string, files []policy.Source) error {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
@@ -113,7 +113,7 @@ type difference struct {
 	Removed []string `json:"removed"`
 }
 
-// diff says what a push would change. The code counts if there is no error.
+// diff says what a push would change. The code is valid if err is nil.
 func diff(args []string, stdout, stderr io.Writer) (code int, err error) {
 	flags, prefix := storeFlags("diff")
 	format := flags.String("o", "text", "")
@@ -148,7 +148,7 @@ func diff(args []string, stdout, stderr io.Writer) (code int, err error) {
 	return code, err
 }
 
-// compare returns what becomes of files, also as text.
+// compare returns the difference between two sets of files, and describes it as text.
 func compare(before, after []policy.Source) (d difference, text string) {
 	d = difference{Added: []string{}, Changed: []string{}, Removed: []string{}}
 	var b strings.Builder
@@ -178,7 +178,7 @@ func compare(before, after []policy.Source) (d difference, text string) {
 	return d, b.String()
 }
 
-// writeLines writes the lines between the first and the last that differ.
+// writeLines writes the lines from the first to the last one that differs.
 func writeLines(b *strings.Builder, before, after string) {
 	old, now := slices.Collect(strings.Lines(before)), slices.Collect(strings.Lines(after))
 	same := 0
@@ -228,8 +228,8 @@ func openStore(prefix string) (*consulkv.Store, error) {
 	return &consulkv.Store{Prefix: prefix}, nil
 }
 
-// checked reads the documents of all paths as one set, named relative to the path. If check finds an error in them, they are nil. What
-// it finds goes to stderr.
+// checked reads the documents of all paths as one set, named relative to their path. It prints the findings of check to stderr. If there is
+// an error among them, it returns nil.
 func checked(paths []string, stderr io.Writer) ([]policy.Source, error) {
 	if len(paths) == 0 {
 		return nil, usagef("name the files or folders to publish")
@@ -238,7 +238,7 @@ func checked(paths []string, stderr io.Writer) ([]policy.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	// They are checked in the order in which they are read when they are published.
+	// The order matters to check: this is the one in which they will be read once they are published.
 	order := make([]int, len(sources))
 	names := make([]string, len(sources))
 	for _, o := range origins {
@@ -278,8 +278,8 @@ func checked(paths []string, stderr io.Writer) ([]policy.Source, error) {
 	return files, nil
 }
 
-// nameBelow returns the name that a source of a path is published under: that of the file in the folder, or the last part of the path.
-// HCL was read as JSON, and is published as that: whoever follows the documents needs no HCL.
+// nameBelow returns the name under which a source is published: that of the file in the folder, or the last part of the path. HCL was
+// converted to JSON, and is published as such, so that programs that follow the documents need no HCL.
 func nameBelow(origin, name string) (string, error) {
 	below, err := filepath.Rel(origin, name)
 	if err != nil {
