@@ -27,7 +27,7 @@ func TestConsulExample(t *testing.T) {
 	cmd.Dir = t.TempDir()
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(program)+string(filepath.ListSeparator)+os.Getenv("PATH"))
 	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.HasSuffix(string(out), "All of it was as asked.\n") {
+	if err != nil || !strings.HasSuffix(string(out), "Everything was as expected.\n") {
 		t.Errorf("it ended with %v, and said:\n%s", err, out)
 	}
 	t.Logf("%s", out)

@@ -18,7 +18,7 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	// Three endpoints of one service, of which c takes its time.
+	// Three endpoints of one service. c is slow.
 	services := discovery.Static{}
 	for name, takes := range map[string]time.Duration{"a": 0, "b": 0, "c": 50 * time.Millisecond} {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -32,7 +32,7 @@ func main() {
 
 	for _, config := range []balancer.Config{
 		{Algorithm: balancer.RoundRobin},
-		{Algorithm: balancer.LeastRequest}, // the default: the slow one gets less
+		{Algorithm: balancer.LeastRequest}, // the default: the slow one gets fewer calls
 		{Algorithm: balancer.RingHash, HashKey: balancer.HashKey{Source: balancer.HeaderKey, Name: "x-user-id"}},
 	} {
 		transport := &balancer.Transport{Resolver: services, Config: config}

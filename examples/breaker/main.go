@@ -1,4 +1,4 @@
-// Command breaker stops calls to a server that fails, and probes it until it is well again.
+// Command breaker stops calls to a server that fails, and probes it until it has recovered.
 package main
 
 import (
@@ -50,7 +50,7 @@ func main() {
 	for range 5 {
 		call()
 	}
-	fmt.Printf("It got %d requests, and is left in peace for %v. It recovers meanwhile:\n", requests.Load(), config.OpenDuration)
+	fmt.Printf("It got %d requests, and gets no more for %v. It recovers meanwhile:\n", requests.Load(), config.OpenDuration)
 	broken.Store(false)
 	time.Sleep(config.OpenDuration)
 	for range 2 {

@@ -57,7 +57,7 @@ func (a *agent) ready(ctx context.Context) error {
 // stop ends the agent at once, as a crash does.
 func (a *agent) stop() {
 	_ = a.command.Process.Signal(os.Kill)
-	_ = a.command.Wait() // says that it was killed
+	_ = a.command.Wait() // its error says only that the agent was killed
 }
 
 // freePorts returns ports that nobody listens on.
@@ -67,7 +67,7 @@ func freePorts(n int) (ports []int, err error) {
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() // once all of them are known: they differ then
+		defer l.Close() // only when all are known, so that they differ
 		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
 	return ports, nil

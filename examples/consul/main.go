@@ -1,8 +1,8 @@
 // Command consul runs three services with HashiCorp Consul alone, and no sidecar: web calls orders, and orders calls payment.
 //
-// The agent is real. It tells who is there (discovery/consul), issues the certificates (tlsid/consul), says who may call whom
-// (service-intentions, policy/consul), and hands out the documents (policy/consulkv), which are published as "mesh push" does.
-// Then it is killed, and the services go on.
+// The agent is real. It knows the endpoints (discovery/consul), issues the certificates (tlsid/consul), says who may call whom
+// (service-intentions, policy/consul), and hands out the documents (policy/consulkv), which are published as by "mesh push".
+// Then it is killed, and the services continue.
 //
 //	go run ./examples/consul
 //
@@ -31,7 +31,7 @@ const howTo = `This example needs Consul, and there is no program "consul" in PA
 
     https://developer.hashicorp.com/consul/install
 
-Put it into a folder of PATH, and run this again. It starts an agent of its own, in memory, and touches no other.`
+Put it into a folder of PATH, and run this again. It starts its own agent, in memory, and touches no other.`
 
 func main() {
 	log.SetFlags(0)
@@ -40,14 +40,14 @@ func main() {
 		fmt.Println(howTo)
 		return
 	}
-	slog.SetDefault(slog.New(slog.DiscardHandler)) // the services would say that the agent is gone
-	// Nothing here takes nearly as long. What hangs ends then, and fails.
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // the services would log that the agent is gone
+	// A limit for the case that something hangs. Nothing here takes nearly as long.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := show(ctx, program); err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("All of it was as asked.")
+	fmt.Println("Everything was as expected.")
 }
 
 func show(ctx context.Context, program string) (err error) {
@@ -67,7 +67,7 @@ func show(ctx context.Context, program string) (err error) {
 	return s.alone()
 }
 
-// story is what there is so far.
+// story has the services that run.
 type story struct {
 	ctx     context.Context
 	client  *api.Client
@@ -104,7 +104,7 @@ func (s *story) begin() error {
 	return s.until("three services, with certificates of Connect", s.web, call, "orders v1 -> payment v1")
 }
 
-// canary moves the calls to the new version of orders by one write to Consul.
+// canary moves all calls to the new version of orders with one write to Consul.
 func (s *story) canary() error {
 	if err := s.publish(100); err != nil {
 		return err
@@ -112,7 +112,7 @@ func (s *story) canary() error {
 	return s.until("documents say that orders v2 gets all calls", s.web, call, "orders v2 -> payment v1")
 }
 
-// intention takes the right to call payment from orders, and gives it back. What nobody allows is denied.
+// intention takes the right to call payment away from orders, and gives it back. What no intention allows is denied.
 func (s *story) intention() error {
 	if got := s.web.get(s.ctx, "http://payment/"); got != "403 RBAC: access denied" {
 		return fmt.Errorf("web calls payment, which no intention allows: %s", got)
@@ -130,7 +130,7 @@ func (s *story) intention() error {
 	return s.until("and that it may again", s.web, call, "orders v2 -> payment v1")
 }
 
-// scale stops the new version of orders while it is being called. Documents have it get all calls, so there is a new set first.
+// scale stops the new version of orders while calls are made. The documents send all calls to it, so they are changed first.
 func (s *story) scale() error {
 	if err := s.publish(0); err != nil {
 		return err
@@ -156,7 +156,7 @@ func (s *story) alone() error {
 	return nil
 }
 
-// stop ends all services. They find nobody to deregister with any more, and do not wait for long.
+// stop ends all services. They cannot deregister, because the agent is gone, so they do not wait long.
 func (s *story) stop() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), 10*time.Second)
 	defer cancel()
@@ -197,8 +197,8 @@ metadata: {name: default, namespace: istio-system}
 spec: {mtls: {mode: STRICT}}
 `
 
-// publish writes the documents, with so many percent of the calls to orders for its new version. It is what
-// "mesh push -prefix mesh/shop mesh.d" does.
+// publish writes the documents, which send a percentage of the calls to orders to its new version. "mesh push -prefix
+// mesh/shop mesh.d" does the same.
 func (s *story) publish(percent int) error {
 	text := strings.NewReplacer("V1", fmt.Sprint(100-percent), "V2", fmt.Sprint(percent)).Replace(documents)
 	store := &consulkv.Store{Prefix: prefix, Client: s.client}
@@ -206,7 +206,7 @@ func (s *story) publish(percent int) error {
 	return err
 }
 
-// allow lets one service call another, and nobody else. It is what "consul config write" does.
+// allow lets one service call another, and nobody else. "consul config write" does the same.
 func (s *story) allow(destination, source string) error {
 	_, _, err := s.client.ConfigEntries().Set(&api.ServiceIntentionsConfigEntry{
 		Kind:    api.ServiceIntentions,
@@ -216,7 +216,7 @@ func (s *story) allow(destination, source string) error {
 	return err
 }
 
-// until calls until ten calls in a row get what is wanted, and prints how long that took.
+// until makes calls until ten in a row get the wanted answer, and prints how long that took.
 func (s *story) until(what string, caller *service, url, want string) error {
 	began := time.Now()
 	got := ""

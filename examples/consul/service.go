@@ -21,7 +21,7 @@ import (
 // prefix is where the documents of all services are, in Consul's KV store.
 const prefix = "mesh/shop"
 
-// service is an instance of a service. Each would be a process of its own; nothing of what follows would be different.
+// service is an instance of a service. In production each is a process of its own, with the same code.
 type service struct {
 	mesh         *mesh.Mesh
 	server       *http.Server
@@ -29,7 +29,7 @@ type service struct {
 	served       chan struct{}
 }
 
-// start starts an instance with all that Consul has to offer to it.
+// start starts an instance that uses everything Consul offers.
 func start(ctx context.Context, client *api.Client, name, version string, handler func(s *service) http.HandlerFunc) (*service, error) {
 	resolver, err := consul.New(client, consul.Config{})
 	if err != nil {
@@ -37,7 +37,7 @@ func start(ctx context.Context, client *api.Client, name, version string, handle
 	}
 	s := &service{served: make(chan struct{})}
 	s.mesh, err = mesh.New(ctx,
-		mesh.WithDiscovery(resolver),                                               // who is there, and healthy
+		mesh.WithDiscovery(resolver),                                               // healthy endpoints
 		mesh.WithPolicyFeed(&consulkv.Store{Prefix: prefix, Client: client}),       // how calls are made
 		mesh.WithPolicyFeed(&intentions.Intentions{Service: name, Client: client}), // who may call this service
 		mesh.WithIdentity(connect.Source{Service: name, Client: client}),           // the certificate of Connect
@@ -55,11 +55,11 @@ func start(ctx context.Context, client *api.Client, name, version string, handle
 		_ = s.server.Serve(s.mesh.Listen(ln)) // until stop
 	}()
 
-	// Last of all: calls come now.
+	// Registered last: from now on there are calls.
 	s.registration, err = consul.Register(ctx, client, api.AgentServiceRegistration{
 		ID:      name + "-" + version,
 		Name:    name,
-		Meta:    map[string]string{"version": version}, // what the subsets of a DestinationRule select
+		Meta:    map[string]string{"version": version}, // by which the subsets of a DestinationRule select
 		Address: "127.0.0.1",
 		Port:    ln.Addr().(*net.TCPAddr).Port,
 		Connect: &api.AgentServiceConnect{Native: true},
@@ -70,7 +70,7 @@ func start(ctx context.Context, client *api.Client, name, version string, handle
 	return s, nil
 }
 
-// stop ends an instance in the order in which no call fails: no new ones, then those under way, then all else.
+// stop ends an instance without failing a call: first new calls stop, then those in flight end, then everything is closed.
 func (s *service) stop(ctx context.Context) (err error) {
 	if s == nil {
 		return nil
@@ -83,7 +83,7 @@ func (s *service) stop(ctx context.Context) (err error) {
 	return errors.Join(err, s.mesh.Close())
 }
 
-// get calls another service and returns its answer, or what became of the call instead.
+// get calls another service and returns its answer, or why there was none.
 func (s *service) get(ctx context.Context, url string) string {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -104,7 +104,7 @@ func (s *service) get(ctx context.Context, url string) string {
 	return string(body)
 }
 
-// answer has a service answer with its name and who called it, and what another one answers, if there is one.
+// answer returns a handler that answers with the name of its service, and with the answer of the next one, if there is one.
 func answer(name, next string) func(s *service) http.HandlerFunc {
 	return func(s *service) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {

@@ -20,7 +20,7 @@ func main() {
 	greenServer, green := serve("green")
 	defer greenServer.Close()
 
-	// A registry in the process. Other resolvers take its place: discovery.DNS, discovery.Static, or one of your own.
+	// A registry in the process. Other resolvers can take its place: discovery.DNS, discovery.Static, or your own.
 	var registry discovery.Memory
 	registry.Set("shop", blue)
 
@@ -34,7 +34,7 @@ func main() {
 	for get(client) != "green" {
 		calls++
 	}
-	fmt.Println("green joins, first met by call number", calls)
+	fmt.Println("green joins, and gets call number", calls)
 
 	// Draining endpoints finish the calls they have and get no new ones.
 	blue.Draining = true
@@ -48,7 +48,7 @@ func main() {
 	registry.Set("shop", green)
 	fmt.Println("blue drains and goes, no call failed:", get(client))
 
-	// The same interface asks the domain name system; every change would be another turn of the loop.
+	// DNS has the same interface. Each change of the endpoints is one iteration of the loop.
 	for endpoints, err := range (discovery.DNS{}).Watch(context.Background(), discovery.Service{Host: "localhost"}) {
 		if err != nil {
 			log.Fatal(err)

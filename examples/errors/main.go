@@ -35,8 +35,8 @@ func main() {
 	defer server.Close()
 	addr := server.Listener.Addr().(*net.TCPAddr)
 	services := discovery.Static{
-		"shop":  {{Address: addr.IP.String(), Port: addr.Port}}, // which never answers
-		"gone":  {{Address: "127.0.0.1", Port: 1}},              // where nobody listens
+		"shop":  {{Address: addr.IP.String(), Port: addr.Port}}, // never answers
+		"gone":  {{Address: "127.0.0.1", Port: 1}},              // nobody listens there
 		"empty": {},
 	}
 
@@ -72,10 +72,10 @@ func explain(resp *http.Response, err error) {
 		log.Fatal(resp.Status, ", though every call here should fail")
 	}
 	fmt.Println(err)
-	// The states that a program branches on are found with errors.Is, through whatever wraps them.
+	// errors.Is finds the states that a program branches on, through all wrappers.
 	switch {
 	case errors.Is(err, mesh.ErrNotInMesh):
-		fmt.Println("  nobody knows this host: a typing error, or a missing document")
+		fmt.Println("  nobody knows this host: a typo, or a missing document")
 	case errors.Is(err, balancer.ErrNoEndpoints):
 		fmt.Println("  the service has no endpoints now")
 	case errors.Is(err, breaker.ErrOpen):
@@ -83,14 +83,14 @@ func explain(resp *http.Response, err error) {
 	case errors.Is(err, context.DeadlineExceeded):
 		fmt.Println("  it took too long")
 	}
-	// A *mesh.Error tells the rest. Without one, it was the caller's own context that ended.
+	// A *mesh.Error has the details. Without one, the caller's own context ended.
 	var failure *mesh.Error
 	switch {
 	case !errors.As(err, &failure):
 		fmt.Println("  and we did not want to wait longer")
 	case failure.Layer != "endpoint":
-		fmt.Printf("  which our side decided, in the layer %q\n", failure.Layer)
+		fmt.Printf("  this was decided here, by the layer %q\n", failure.Layer)
 	case failure.Flags&mesh.FlagConnectFailure != 0:
-		fmt.Println("  no connection could be had: the server has not seen the call")
+		fmt.Println("  there was no connection: the server has not seen the call")
 	}
 }

@@ -1,4 +1,4 @@
-// Command fault delays and aborts some of the calls on purpose, to see what their caller makes of it.
+// Command fault delays and aborts some calls on purpose, to test how the caller copes.
 package main
 
 import (

@@ -1,9 +1,9 @@
 // Command grpc is the quickstart's idea over gRPC: real grpc-go servers on 127.0.0.1, called by name through a mesh, with
 // real documents and no sidecar.
 //
-// The service is gRPC's own health service, so that there is no generated code to read. Its servers say in a header which
-// version they are. The program prints what became of the calls beside what the documents of the folder mesh.d ask for. If
-// the two differ it says so, and exits with status 1.
+// The service is gRPC's own health service, so that there is no generated code to read. Its servers send their version in
+// a header. The program prints what was measured next to what the documents in the folder mesh.d specify. If the two
+// differ, it says so and exits with status 1.
 //
 //	go run ./examples/grpc
 package main
@@ -35,20 +35,20 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	// Nothing here takes nearly as long. What hangs ends then, and fails.
+	// A limit for the case that something hangs. Nothing here takes nearly as long.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	s := &story{asked: true}
 	s.traffic(ctx)
 	s.security(ctx)
 	if !s.asked {
-		fmt.Println("Some of it was NOT AS ASKED.")
+		fmt.Println("Something DID NOT MATCH the documents.")
 		os.Exit(1)
 	}
-	fmt.Println("All of it was as the documents ask.")
+	fmt.Println("Everything matched the documents.")
 }
 
-// traffic tells of routes, retries, ejection and faults.
+// traffic shows routes, retries, ejection and faults.
 func (s *story) traffic(ctx context.Context) {
 	var registry discovery.Memory
 	bad := new(server)
@@ -63,7 +63,7 @@ func (s *story) traffic(ctx context.Context) {
 	m := newMesh(ctx, "catalog.yaml", mesh.WithDiscovery(&registry))
 	defer m.Close()
 
-	// This is all there is to it: one connection for the service, and the mesh behind it.
+	// This is all that is needed: one connection for the service, which goes through the mesh.
 	conn, err := grpc.NewClient("mesh:///catalog", meshgrpc.DialOptions(m)...)
 	if err != nil {
 		log.Fatal(err)
@@ -100,7 +100,7 @@ func (s *story) traffic(ctx context.Context) {
 		fmt.Sprint(update.GetStatus()))
 }
 
-// security tells who may call what.
+// security shows who may call what.
 func (s *story) security(ctx context.Context) {
 	ca, err := tlsid.NewDevCA("cluster.local")
 	if err != nil {
@@ -143,7 +143,7 @@ func (s *story) security(ctx context.Context) {
 		m.Close()
 	}
 
-	// A client that knows nothing of the mesh has no certificate.
+	// A client without the mesh has no certificate.
 	stranger, err := grpc.NewClient(fmt.Sprintf("%s:%d", at.Address, at.Port), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		log.Fatal(err)
@@ -171,7 +171,7 @@ type server struct {
 	calls   atomic.Int64
 }
 
-// start begins to serve, behind the inbound side of m if that is not nil.
+// start starts the server, behind the inbound side of m if that is not nil.
 func (s *server) start(m *mesh.Mesh, version string) discovery.Endpoint {
 	s.Server, s.version = health.NewServer(), version
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -198,7 +198,7 @@ func labelled(version string, e discovery.Endpoint) discovery.Endpoint {
 func (s *server) Check(ctx context.Context, in *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
 	s.calls.Add(1)
 	if s.failing.Load() {
-		return nil, status.Error(codes.Unavailable, "this server has a bad day")
+		return nil, status.Error(codes.Unavailable, "this server always fails")
 	}
 	if err := grpc.SetHeader(ctx, metadata.Pairs("x-version", s.version)); err != nil {
 		return nil, err
@@ -221,16 +221,16 @@ func newMesh(ctx context.Context, file string, options ...mesh.Option) *mesh.Mes
 	return m
 }
 
-// story is what is told.
+// story prints the results.
 type story struct {
-	told  bool
-	asked bool
+	told  bool // there was a row
+	asked bool // everything was as the documents specify, so far
 }
 
-// tell prints what was asked for and what came of it.
+// tell prints what the documents specify and what was measured.
 func (s *story) tell(what string, asked bool, measured string) {
 	if !s.told {
-		fmt.Printf("   %-56s %s\n", "asked", "measured")
+		fmt.Printf("   %-56s %s\n", "specified", "measured")
 		s.told = true
 	}
 	mark := "  "

@@ -1,7 +1,7 @@
 // Command jwt runs a server that serves users by their JSON Web Tokens, and three callers: one without a token, one with a good one,
 // and one that has made its own.
 //
-// The program makes the keys and serves them, as an identity provider does. What the server accepts is said by documents: a
+// The program makes the keys and serves them, as an identity provider does. Documents say what the server accepts: a
 // RequestAuthentication names the issuer and its keys, an AuthorizationPolicy says what users may do.
 //
 //	go run ./examples/jwt
@@ -79,13 +79,13 @@ func run(ctx context.Context) error {
 	}
 	defer m.Close()
 	shop, stop, err := serve(m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "for %q", r.Header.Get("X-User")) // which only the mesh can have set
+		fmt.Fprintf(w, "for %q", r.Header.Get("X-User")) // only the mesh can have set it
 	})), m)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	<-ready // the keys are fetched in the background; until then Status says that the mesh is not ready
+	<-ready // the keys are fetched in the background; until then, Status says that the mesh is not ready
 
 	claims := fmt.Sprintf(`{"iss":"https://id.example.com","sub":"alice","aud":"shop","groups":["staff"],"exp":%d}`, time.Now().Add(time.Hour).Unix())
 	for _, caller := range []struct{ who, token string }{
@@ -98,7 +98,7 @@ func run(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			req.Header.Set("X-User", "root") // what anybody may write, and the server never sees
+			req.Header.Set("X-User", "root") // anybody can send this, but the handler never sees it
 			if caller.token != "" {
 				req.Header.Set("Authorization", "Bearer "+caller.token)
 			}

@@ -1,4 +1,4 @@
-// Command limit bounds what a process sends to a server: how many calls at once, and at what rate. What is beyond is
+// Command limit bounds what a process sends to a server: the number of concurrent calls, and their rate. Further calls are
 // answered in place of the server, in Envoy's words.
 package main
 

@@ -1,8 +1,8 @@
 // Command metrics-otlp pushes the metrics of a mesh by OTLP, for those who do not scrape: the same metrics, with the same names and
 // labels, by the bridge of OpenTelemetry for Prometheus.
 //
-// It sends them to the collector that OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_METRICS_ENDPOINT names, and else to one of its
-// own, which prints what it gets.
+// It sends them to the collector that OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_METRICS_ENDPOINT names, otherwise to its own
+// collector, which prints what it receives.
 package main
 
 import (
@@ -60,7 +60,7 @@ func run(ctx context.Context, out io.Writer) error {
 
 	m, err := calls(ctx, registry)
 	if m != nil {
-		defer m.Close() // when its state has been sent for the last time
+		defer m.Close() // after its state was sent for the last time
 	}
 	return errors.Join(err, provider.Shutdown(ctx))
 }

@@ -1,10 +1,10 @@
-// Command mtls runs services as processes that trust each other by certificate only, and that documents tell who may call
-// whom.
+// Command mtls runs services in separate processes. They trust each other only by certificate, and documents say who may
+// call whom.
 //
-// Payment-service and its callers are processes of their own, on 127.0.0.1. This one, their parent, is what Kubernetes is
-// elsewhere: it starts them, puts a new certificate into the folder of each every second, and puts the documents of the
-// folder mesh.d where they all follow them. Then it has them call one another and prints what came of it beside what the
-// documents ask for. If the two differ it says so, and exits with status 1.
+// Payment-service and its callers listen on 127.0.0.1. This process, their parent, stands for Kubernetes: it starts them,
+// writes a new certificate into the folder of each every second, and puts the documents of mesh.d into a folder that they
+// all follow. Then it has them call one another, and prints what was measured next to what the documents specify. If the
+// two differ, it says so and exits with status 1.
 //
 //	go run ./examples/mtls
 package main
@@ -36,7 +36,7 @@ func main() {
 		}
 		return
 	}
-	// Nothing here takes nearly as long. What hangs ends then, and fails.
+	// A limit for the case that something hangs. Nothing here takes nearly as long.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	asked, err := show(ctx)
@@ -44,10 +44,10 @@ func main() {
 	case err != nil:
 		log.Fatal(err)
 	case !asked:
-		fmt.Println("Some of it was NOT AS ASKED.")
+		fmt.Println("Something DID NOT MATCH the documents.")
 		os.Exit(1)
 	}
-	fmt.Println("All of it was as the documents ask.")
+	fmt.Println("Everything matched the documents.")
 }
 
 //go:embed mesh.d
@@ -59,7 +59,7 @@ const (
 	suspended = "20-order-service-suspended.yaml"
 )
 
-// show tells the whole story, and reports whether all was as the documents ask.
+// show runs everything, and reports whether all was as the documents specify.
 func show(ctx context.Context) (asked bool, err error) {
 	folder, err := os.MkdirTemp("", "mtls")
 	if err != nil {
@@ -119,7 +119,7 @@ const (
 )
 
 func (s *story) rules(orders, admin, users *process) {
-	s.chapter("Who may call whom", []string{peers, policies}, "who", "calls", "asked", "measured")
+	s.chapter("Who may call whom", []string{peers, policies}, "who", "calls", "specified", "measured")
 	for _, call := range []struct {
 		by          *process
 		method, url string
@@ -133,16 +133,16 @@ func (s *story) rules(orders, admin, users *process) {
 		{users, "POST", charge, denied},
 		{admin, "POST", charge, "200"},
 		{admin, "DELETE", "http://payment-service/v1/charges/42", "200"},
-		{admin, "GET", "http://order-service/", denied}, // of order-service nothing is allowed, so all is denied
+		{admin, "GET", "http://order-service/", denied}, // nothing allows calls to order-service, so all are denied
 		{users, "GET", "http://order-service/", denied},
 	} {
 		s.call(call.by, Request{call.method, call.url}, call.want)
 	}
 }
 
-// strangers are this process, which has no certificate, and a server with another's.
+// strangers shows a client without a certificate, which is this process, and a server with the wrong one.
 func (s *story) strangers(payment, orders *process) {
-	s.chapter("Who has no certificate, or another's", []string{peers}, "who", "calls", "asked", "measured")
+	s.chapter("No certificate, or the wrong one", []string{peers}, "who", "calls", "specified", "measured")
 	resp, err := http.Post("http://"+payment.address+"/v1/charge", "", nil)
 	s.measured(errors.Is(err, syscall.ECONNRESET), "anybody, in plaintext", "POST "+charge, "a reset", outcome(resp, err))
 
@@ -155,7 +155,7 @@ func (s *story) strangers(payment, orders *process) {
 	var measured string
 	s.ask(orders, "Send", Request{"GET", "http://ledger-service/"}, &measured)
 	if strings.Contains(measured, ids) {
-		measured = ids // of an error that also says where, and after how many attempts
+		measured = ids // the error also says where, and after how many attempts
 	}
 	s.measured(measured == ids, orders.name, "GET http://ledger-service/", "no handshake", measured)
 }
@@ -169,9 +169,9 @@ func outcome(resp *http.Response, err error) string {
 	return told(resp.StatusCode, string(body))
 }
 
-// change has a document come and go, while the processes run on.
+// change adds a document and removes it, while the processes run.
 func (s *story) change(folder string, orders, admin *process) {
-	s.chapter("A document comes and goes", []string{suspended}, "who charges", "asked", "measured", "after")
+	s.chapter("A document comes and goes", []string{suspended}, "who charges", "specified", "measured", "after")
 	request := Request{"POST", charge}
 	charges := func(when, want string) {
 		var measured string
@@ -191,11 +191,11 @@ func (s *story) change(folder string, orders, admin *process) {
 	charges("without it again", "200")
 }
 
-// rotation has two services work while certificates change.
+// rotation has services make calls while certificates change.
 func (s *story) rotation(services ...*process) {
 	const seconds = 5
-	s.chapter(fmt.Sprintf("New certificates every second, %d seconds long", seconds), []string{peers, policies},
-		"who", "calls", "failed", "own certificates used", "payment-service's met", "expired ones among these")
+	s.chapter(fmt.Sprintf("New certificates every second, for %d seconds", seconds), []string{peers, policies},
+		"who", "calls", "failed", "own certificates", "certificates of payment-service", "expired ones")
 	loads := make([]Load, len(services))
 	errs := make([]error, len(services))
 	var working sync.WaitGroup
@@ -216,7 +216,7 @@ func (s *story) rotation(services ...*process) {
 	}
 }
 
-// publish puts a document where the services follow them. It is renamed into place, so that nobody reads half of it.
+// publish puts a document into the folder that the services follow. It is renamed into place, so that nobody reads half of it.
 func publish(folder, name string) error {
 	data, err := documents.ReadFile("mesh.d/" + name)
 	if err != nil {

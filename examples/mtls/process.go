@@ -18,8 +18,8 @@ type process struct {
 	rpc     *rpc.Client
 }
 
-// start starts this program again, as a service. The process ends with ctx at the latest, and when the pipe to it is
-// closed, so also when its parent is no more.
+// start starts this program again, as a service. The process ends when the pipe to it is closed, even because its parent
+// has died, and with ctx at the latest.
 func start(ctx context.Context, name, folder string, others ...*process) (*process, error) {
 	program, err := os.Executable()
 	if err != nil {
@@ -49,7 +49,7 @@ func start(ctx context.Context, name, folder string, others ...*process) (*proce
 	return p, nil
 }
 
-// at returns the address, "" if the process could not be started.
+// at returns the address, or "" if the process could not be started.
 func (p *process) at() string {
 	if p == nil {
 		return ""
@@ -57,7 +57,7 @@ func (p *process) at() string {
 	return p.address
 }
 
-// stop ends the process, if it was started, and waits until it is gone.
+// stop ends the process, if it was started, and waits for its end.
 func (p *process) stop() {
 	if p == nil {
 		return
@@ -67,7 +67,7 @@ func (p *process) stop() {
 	p.command.Wait()
 }
 
-// ask calls a method of the Service there.
+// ask calls a method of the process's Service.
 func (p *process) ask(method string, args, reply any) error {
 	if err := p.rpc.Call("Service."+method, args, reply); err != nil {
 		return fmt.Errorf("%s, process %d: %w", p.name, p.command.Process.Pid, err)
@@ -75,7 +75,7 @@ func (p *process) ask(method string, args, reply any) error {
 	return nil
 }
 
-// obey does what the parent asks, until that closes the pipe.
+// obey serves the parent's requests until the parent closes the pipe.
 func obey(s *Service) error {
 	server := rpc.NewServer()
 	if err := server.Register(s); err != nil {
@@ -85,7 +85,7 @@ func obey(s *Service) error {
 	return nil
 }
 
-// pipes are the two ways between parent and child.
+// pipes are the pipes between parent and child.
 type pipes struct {
 	io.ReadCloser
 	io.WriteCloser

@@ -20,21 +20,21 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// run is a service: a process that serves, and calls other services. The folder has the documents of all services in
-// mesh.d, and the service's own certificate, key and authorities in a folder that is named like it. Others says where
-// other services are.
+// run runs a service: a server that also calls other services. The folder has the documents of all services in mesh.d, and
+// the certificate, key and authorities of this service in a folder with its name. others are the addresses of other
+// services, as name=address.
 //
-// All that has to do with the mesh is in this function. It is what a program of yours would do.
+// Everything about the mesh is in this function. Your program would do the same.
 func run(name, folder string, others ...string) error {
 	services, err := table(others)
 	if err != nil {
 		return err
 	}
 	m, err := mesh.New(context.Background(),
-		// Both are followed: a new certificate and a changed document count from the next call on.
+		// Both are followed: new certificates and changed documents apply from the next call on.
 		mesh.WithIdentity(tlsid.Files{Dir: filepath.Join(folder, name), Interval: 100 * time.Millisecond}),
 		mesh.WithPolicyFeed(file.New(filepath.Join(folder, "mesh.d"))),
-		// The namespace and the labels by which documents select this process. In a pod they are known without this.
+		// The namespace and the labels by which documents select this process. In a pod they come from its environment.
 		mesh.WithWorkload(policy.Workload{Namespace: "default", Labels: map[string]string{"app": name}}),
 		mesh.WithDiscovery(services),
 	)
@@ -47,8 +47,8 @@ func run(name, folder string, others ...string) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: m.Handler(http.HandlerFunc(welcome))}
-	go server.Serve(m.Listen(listener)) // who may connect is for the listener, who may do what is for the handler
+	server := &http.Server{Handler: m.Handler(http.HandlerFunc(welcome)), ReadHeaderTimeout: 5 * time.Second}
+	go server.Serve(m.Listen(listener)) // the listener decides who may connect, the handler who may do what
 	defer server.Close()
 
 	return obey(&Service{address: listener.Addr().String(), client: m.Client()})
@@ -78,22 +78,22 @@ func welcome(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, r.TLS.PeerCertificates[0].SerialNumber)
 }
 
-// Service is what the parent process may ask of a service, by net/rpc.
+// Service has the methods that the parent process calls, over net/rpc.
 type Service struct {
 	address string
 	client  *http.Client
 }
 
-// Address tells where the service listens.
+// Address returns the address at which the service listens.
 func (s *Service) Address(_ struct{}, address *string) error {
 	*address = s.address
 	return nil
 }
 
-// Request is one that a service is to send.
+// Request is a request for a service to send.
 type Request struct{ Method, URL string }
 
-// Send sends a request and tells what came of it, such as "200" or "403 RBAC: access denied".
+// Send sends a request and returns its result, such as "200" or "403 RBAC: access denied".
 func (s *Service) Send(r Request, measured *string) error {
 	resp, body, err := s.send(r)
 	if err != nil {
@@ -118,7 +118,7 @@ func (s *Service) send(r Request) (*http.Response, string, error) {
 	return resp, string(body), err
 }
 
-// told returns a response in short.
+// told returns a response in one line.
 func told(status int, body string) string {
 	if status == http.StatusOK {
 		return "200"
@@ -126,16 +126,16 @@ func told(status int, body string) string {
 	return fmt.Sprint(status, " ", strings.TrimSpace(body))
 }
 
-// Load is what became of many calls.
+// Load is the result of many calls.
 type Load struct {
 	Calls, Failed int
-	Failure       string // the first
+	Failure       string // the first one
 
-	Own, Peers int // certificates that were met: those that the peer saw of us, and those that we saw of the peer
-	Expired    int // of the answers, those under a certificate that had expired
+	Own, Peers int // how many certificates the peer saw of this service, and this service of the peer
+	Expired    int // responses under a certificate that had expired
 }
 
-// Work sends a request again and again for as long as is said, several at a time.
+// Work sends a request repeatedly for some time, several at a time.
 func (s *Service) Work(w Working, load *Load) error {
 	own, peers := make(map[string]bool), make(map[string]bool)
 	end := time.Now().Add(w.For)
@@ -169,7 +169,7 @@ func (s *Service) Work(w Working, load *Load) error {
 	return nil
 }
 
-// Working is a request to send for some time.
+// Working is a request to send repeatedly for some time.
 type Working struct {
 	Request
 	For time.Duration

@@ -7,10 +7,10 @@ import (
 	"text/tabwriter"
 )
 
-// story is told in chapters, row by row.
+// story prints the results in chapters, row by row.
 type story struct {
-	asked bool  // everything was as the documents ask, so far
-	err   error // why it cannot be told on
+	asked bool  // everything was as the documents specify, so far
+	err   error // why it cannot continue
 
 	chapters int
 	rows     *tabwriter.Writer // of the chapter
@@ -37,7 +37,7 @@ func (s *story) end() {
 	}
 }
 
-// row adds a row that promises nothing.
+// row adds a row without an expectation.
 func (s *story) row(cells ...any) {
 	texts := make([]string, len(cells))
 	for i, cell := range cells {
@@ -46,30 +46,30 @@ func (s *story) row(cells ...any) {
 	fmt.Fprintf(s.rows, "   %s\n", strings.Join(texts, "\t"))
 }
 
-// measured adds a row of what was asked for and what was measured, which is good or not.
+// measured adds a row with what is specified and what was measured. good says whether they match.
 func (s *story) measured(good bool, cells ...any) {
 	if !good {
 		s.asked = false
-		cells = append(cells, "NOT AS ASKED")
+		cells = append(cells, "DOES NOT MATCH")
 	}
 	s.row(cells...)
 }
 
-// call has a service send a request, and compares what comes of it.
+// call has a service send a request, and compares the result.
 func (s *story) call(by *process, r Request, want string) {
 	var measured string
 	s.ask(by, "Send", r, &measured)
 	s.measured(measured == want, by.name, r.Method+" "+r.URL, want, measured)
 }
 
-// ask asks a service for something, unless the story has come to its end.
+// ask calls a method of a service, unless there was an error before.
 func (s *story) ask(p *process, method string, args, reply any) {
 	if s.err == nil {
 		s.err = p.ask(method, args, reply)
 	}
 }
 
-// fail ends the story if there is an error.
+// fail ends the story with an error, if err is one.
 func (s *story) fail(err error) {
 	if s.err == nil {
 		s.err = err

@@ -1,6 +1,6 @@
 // Command observability shows the pages, the metrics and the traces of a chain of services: user calls order, and order calls payment,
 // each in a process of its own, over mTLS. Each has a page and metrics. Prometheus scrapes them if it is installed, and Jaeger gets the spans if
-// -jaeger names one. Payment fails now and then: the page of order says so, and what became of it.
+// the program that -jaeger names is installed. Payment fails now and then, which the page of order shows.
 //
 //	go run . -for 5m
 //
@@ -35,10 +35,10 @@ var documents []byte
 
 func main() {
 	log.SetFlags(0)
-	role := flag.String("role", "", "be this service, as this program starts itself")
+	role := flag.String("role", "", "the service to run; this program starts itself with it")
 	certs := flag.String("certs", "", "the `folder` of the certificates of a role")
 	collector := flag.String("collector", "", "the `address` of a receiver of OTLP over gRPC, such as a Jaeger that runs already")
-	jaeger := flag.String("jaeger", "jaeger-all-in-one", "a `program` of Jaeger to start, if there is one")
+	jaeger := flag.String("jaeger", "jaeger-all-in-one", "the `program` of Jaeger to start, if it is installed")
 	length := flag.Duration("for", 10*time.Second, "how long to make calls")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE)
@@ -221,7 +221,7 @@ func (p *programs) prometheus(out io.Writer, dir string) error {
 func (p *programs) jaeger(out io.Writer, name string) (collector string, err error) {
 	path, err := exec.LookPath(name)
 	if err != nil {
-		fmt.Fprintf(out, "%s is not installed: spans are made, and go nowhere\n", name)
+		fmt.Fprintf(out, "%s is not installed: spans are created, but not sent anywhere\n", name)
 		return "", nil
 	}
 	args := []string{"--log-level=error"}

@@ -63,7 +63,7 @@ func identities(s *scene) {
 	io.WriteString(conn, "GET /api/profile HTTP/1.1\r\nHost: user-service\r\n\r\n")
 	plaintext, _ := io.ReadAll(conn)
 
-	s.row("calls", "made", "asked", "measured")
+	s.row("calls", "made", "specified", "measured")
 	s.row("GET by order-service: 200", calls, "all", gets.ok())
 	s.row("DELETE by order-service: 403", calls, "all", deletes.with(http.StatusForbidden))
 	s.row("GET by web: 403", calls, "all", webs.with(http.StatusForbidden))

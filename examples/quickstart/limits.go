@@ -81,7 +81,7 @@ func faults(s *scene) {
 	calls := times(1000, 8, func(int) answer { return s.get(client, "http://search-service/") })
 	unavailable := calls.with(http.StatusServiceUnavailable)
 
-	s.row("calls", "made", "asked", "measured")
+	s.row("calls", "made", "specified", "measured")
 	s.share("delayed (flag DI)", len(calls), 10, int(delayed.Load()))
 	s.share("aborted (flag FI)", len(calls), 20, int(aborted.Load()))
 	s.expect(unavailable == int(aborted.Load()), "503 for every call that was aborted")

@@ -1,8 +1,8 @@
 // Command quickstart shows what a service mesh does, with real servers, real documents and no sidecar.
 //
-// It starts HTTP servers on 127.0.0.1: several endpoints and versions of a few services, some of which fail or hang. In
-// each scene it loads documents out of the folder mesh.d into a mesh, calls a service by its name, and prints what became
-// of the calls beside what the documents ask for. If the two differ it says so, and exits with status 1.
+// It starts HTTP servers on 127.0.0.1: several endpoints and versions of a few services, some of which fail or hang. Each
+// scene loads documents from the folder mesh.d into a mesh, calls a service by its name, and prints what was measured next
+// to what the documents specify. If the two differ, the program says so and exits with status 1.
 //
 //	go run ./examples/quickstart
 package main
@@ -22,16 +22,16 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	// Nothing here takes nearly as long, even on a busy machine. What hangs ends then, and fails.
+	// A limit for the case that something hangs. Even on a busy machine, nothing takes nearly as long.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 
 	fmt.Print("Real HTTP servers on 127.0.0.1, called by name through a mesh in this process.\n" +
-		"What is asked for is in examples/quickstart/mesh.d.\n\n")
+		"The documents are in examples/quickstart/mesh.d.\n\n")
 	start := time.Now()
 	scenes := program()
 	for _, s := range scenes {
-		s.begin(ctx) // they play at the same time, each with servers of its own
+		s.begin(ctx) // they run concurrently, each with its own servers
 	}
 	asked := true
 	for i, s := range scenes {
@@ -42,24 +42,24 @@ func main() {
 	printFindings(scenes)
 	fmt.Printf("\n%d scenes in %.1fs.\n", len(scenes), time.Since(start).Seconds())
 	if !asked {
-		fmt.Println("Some of it was NOT AS ASKED.")
+		fmt.Println("Something DID NOT MATCH the documents.")
 		os.Exit(1)
 	}
-	fmt.Println("All of it was as the documents ask.")
+	fmt.Println("Everything matched the documents.")
 }
 
-// program returns the scenes, in the order in which they are told.
+// program returns the scenes, in the order in which they are printed.
 func program() []*scene {
 	return []*scene{
 		// routing.go: which version of a service gets a call.
 		{
 			title:     "Traffic split",
 			documents: []string{"01-istio-routing-destination-retry-timeout.yaml"},
-			story:     "Nine calls in ten go to v1 and one in ten to v2; a call that says \"version: v2\" gets v2.",
+			story:     "Nine calls in ten go to v1 and one in ten to v2; a call with the header \"version: v2\" goes to v2.",
 			play:      trafficSplit,
 		},
 		{
-			title:     "A canary, finished while calls are made",
+			title:     "A canary, completed while calls are made",
 			documents: []string{"03-canary.yaml", "20-versions-of-myapp.yaml"},
 			story:     "v2 gets 5 calls in 100. Then 21-canary-finished.yaml is applied, and it gets them all.",
 			play:      canary,
@@ -73,13 +73,13 @@ func program() []*scene {
 		{
 			title:     "Mirroring",
 			documents: []string{"05-mirroring.yaml", "20-versions-of-myapp.yaml"},
-			story:     "v1 serves, and v2 gets a copy of each call. This v2 only fails, and no caller notices.",
+			story:     "v1 serves, and v2 gets a copy of each call. This v2 always fails, and no caller notices.",
 			play:      mirroring,
 		},
 		{
 			title:     "Sticky sessions",
 			documents: []string{"10-complete-setup.yaml"},
-			story:     "Each user, told by the header x-user-id, stays on one endpoint. One call in 1,000 is delayed by 5s.",
+			story:     "Each user, identified by the header x-user-id, stays on one endpoint. One call in 1,000 is delayed by 5s.",
 			play:      stickySessions,
 		},
 
@@ -87,7 +87,7 @@ func program() []*scene {
 		{
 			title:     "Identity and authorization",
 			documents: []string{"10-complete-setup.yaml"},
-			story:     "Services talk mTLS only, and user-service takes GET and POST from order-service, nothing from others.",
+			story:     "Services accept only mTLS, and user-service accepts only GET and POST, and only from order-service.",
 			play:      identities,
 		},
 
@@ -101,13 +101,13 @@ func program() []*scene {
 		{
 			title:     "When everything fails: a retry budget",
 			documents: []string{"01-istio-routing-destination-retry-timeout.yaml"},
-			story:     "Three retries make four requests of a call, just when servers need rest. A budget bounds them to 20%.",
+			story:     "Three retries turn a call into four requests, just when servers are overloaded. A budget limits them to 20%.",
 			play:      retryBudget,
 		},
 		{
 			title:     "Ejection",
 			documents: []string{"08-circuit-breaking.yaml"},
-			story:     "An endpoint that failed 5 times in a row gets no more calls for 30 seconds.",
+			story:     "An endpoint that fails 5 times in a row gets no calls for 30 seconds.",
 			play:      ejection,
 		},
 		{
@@ -117,17 +117,17 @@ func program() []*scene {
 			play:      readmission,
 		},
 
-		// limits.go: what callers are spared, and what they are not.
+		// limits.go: timeouts, pools and faults.
 		{
 			title:     "Timeouts",
 			documents: []string{"23-short-timeouts.yaml"},
-			story:     "order-service: a try that hangs is given up after 1s and made elsewhere. payment-service: a call ends after 300ms.",
+			story:     "order-service: a try that hangs is abandoned after 1s and repeated elsewhere. payment-service: a call ends after 300ms.",
 			play:      timeouts,
 		},
 		{
 			title:     "Connection pool",
 			documents: []string{"24-small-pool.yaml"},
-			story:     "One call is served, one waits, and what comes on top is refused at once instead of piling up.",
+			story:     "One call is served, one waits, and further calls are refused at once instead of piling up.",
 			play:      connectionPool,
 		},
 		{
@@ -139,8 +139,8 @@ func program() []*scene {
 	}
 }
 
-// mesh makes the mesh of a scene, which lives as long as the scene does. A program of yours would name a folder with
-// mesh.WithPolicyDir and leave the endpoints to the domain name system; here they are embedded, and registered by hand.
+// mesh makes a mesh that is closed at the end of the scene. Your program would name a folder with mesh.WithPolicyDir and
+// find endpoints with DNS; here the documents are embedded, and the endpoints are registered by hand.
 func (s *scene) mesh(options ...mesh.Option) *mesh.Mesh {
 	options = append(options,
 		mesh.WithPolicy(sources(s.documents...)...),
@@ -148,7 +148,7 @@ func (s *scene) mesh(options ...mesh.Option) *mesh.Mesh {
 		mesh.WithObserver(mesh.Observer{PolicyLoad: func(load mesh.PolicyLoad) {
 			s.findings = append(s.findings, load.Findings...)
 		}}),
-		mesh.WithLogger(slog.New(slog.DiscardHandler)), // the scenes tell what happens
+		mesh.WithLogger(slog.New(slog.DiscardHandler)), // the scenes report what happens
 	)
 	m, err := mesh.New(s.ctx, options...)
 	if err != nil {
@@ -161,7 +161,7 @@ func (s *scene) mesh(options ...mesh.Option) *mesh.Mesh {
 //go:embed mesh.d
 var folder embed.FS
 
-// sources returns documents of the folder. They are not loaded all at once, since several of them say different things
+// sources returns documents of the folder. They are not loaded all at once, because some of them contradict each other
 // about the same service.
 func sources(names ...string) []policy.Source {
 	var sources []policy.Source

@@ -7,7 +7,7 @@ import (
 	"text/tabwriter"
 )
 
-// report is what a scene has to say. Its zero value is empty.
+// report is the result of a scene. Its zero value is empty.
 type report struct {
 	rows  [][]string
 	unmet []string
@@ -22,26 +22,26 @@ func (r *report) row(cells ...any) {
 	r.rows = append(r.rows, texts)
 }
 
-// expect notes what the documents ask for, unless it was so.
+// expect records what the documents specify, unless it was met.
 func (r *report) expect(met bool, format string, args ...any) {
 	if !met {
 		r.unmet = append(r.unmet, fmt.Sprintf(format, args...))
 	}
 }
 
-// asked reports whether everything was as the documents ask for.
+// asked reports whether everything was as the documents specify.
 func (r *report) asked() bool { return len(r.unmet) == 0 }
 
-// share adds a row about a choice that is left to chance: of n calls, percent should have it, and got did.
+// share adds a row about a random choice: of n calls, percent should be chosen, and got were.
 func (r *report) share(what string, n int, percent float64, got int) {
 	low, high := plausible(n, percent/100)
 	r.row(what, n, fmt.Sprintf("%g%%", percent), fmt.Sprintf("%.1f%%", 100*float64(got)/float64(n)))
 	r.expect(low <= got && got <= high, "%s: %g%% of %d calls, so %d to %d of them; it was %d", what, percent, n, low, high, got)
 }
 
-// plausible returns how often, from low to high, a thing of probability p happens in n trials. That it happens less or
-// more often is a chance of one in 50 million. With the few shares that are measured here, the program fails without
-// reason in less than one of a million runs.
+// plausible returns how often, from low to high, an event of probability p happens in n trials. The probability that it
+// happens less or more often is one in 50 million, so with the few shares that are measured here, fewer than one run in a
+// million fails without a reason.
 func plausible(n int, p float64) (low, high int) {
 	if p <= 0 || p >= 1 {
 		always := int(math.Round(p * float64(n)))
@@ -68,7 +68,7 @@ func plausible(n int, p float64) (low, high int) {
 	return low, n
 }
 
-// String returns the scene as text: what it is about, the documents, the table, and what was not as asked for.
+// String returns the scene as text: what it is about, the documents, the table, and what did not match.
 func (s *scene) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%s)\n   %s\n\n", s.title, strings.Join(s.documents, ", "), s.story)
@@ -85,14 +85,14 @@ func (s *scene) String() string {
 	}
 	table.Flush()
 	for _, unmet := range s.unmet {
-		fmt.Fprintf(&b, "   NOT AS ASKED. Want %s.\n", unmet)
+		fmt.Fprintf(&b, "   DOES NOT MATCH: want %s.\n", unmet)
 	}
 	return b.String()
 }
 
-// printFindings prints what was found in the documents. There are no errors among it, or the scenes would not have begun.
+// printFindings prints the findings in the documents. None of them is an error, or the scenes would not have begun.
 func printFindings(scenes []*scene) {
-	fmt.Println("What the mesh remarked when it loaded the documents:")
+	fmt.Println("Warnings from loading the documents:")
 	said := make(map[string]bool)
 	for _, s := range scenes {
 		for _, finding := range s.findings {

@@ -20,7 +20,7 @@ func trafficSplit(s *scene) {
 		return s.get(client, "http://user-service/users/42", "version", "v2")
 	})
 
-	s.row("calls", "made", "asked", "measured")
+	s.row("calls", "made", "specified", "measured")
 	s.share("to v1", len(plain), 90, plain.from("v1"))
 	s.share("to v2", len(plain), 10, plain.from("v2"))
 	s.expect(plain.ok() == len(plain), "an answer to every call")
@@ -53,7 +53,7 @@ func canary(s *scene) {
 	change.Wait()
 	after := times(300, 8, call)
 
-	s.row("calls", "made", "asked", "measured")
+	s.row("calls", "made", "specified", "measured")
 	s.share("at first, to v2", len(before), 5, before.from("v2"))
 	s.share("while changing, answered", len(during), 100, during.ok())
 	s.share("afterwards, to v2", len(after), 100, after.from("v2"))
@@ -67,7 +67,7 @@ func abTesting(s *scene) {
 	}
 	nobody := times(100, 8, func(int) answer { return s.get(client, "http://myapp/") })
 
-	s.row("calls", "made", "asked", "measured")
+	s.row("calls", "made", "specified", "measured")
 	s.share("user-tier: premium, to v2", 100, 100, tier("premium").from("v2"))
 	s.share("user-tier: free, to v1", 100, 100, tier("free").from("v1"))
 	s.share("no user-tier, to v1", 100, 100, nobody.from("v1"))
@@ -102,7 +102,7 @@ func mirroring(s *scene) {
 		}
 	}
 
-	s.row("calls", "made", "asked", "measured")
+	s.row("calls", "made", "specified", "measured")
 	s.share("answered by v1", calls, 100, made.from("v1"))
 	s.share("copied to v2 as myapp-shadow", calls, 100, hosts["myapp-shadow"])
 }

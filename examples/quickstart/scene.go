@@ -24,14 +24,14 @@ type scene struct {
 
 	report
 	ctx      context.Context
-	findings policy.Findings  // what loading the documents said
+	findings policy.Findings  // from loading the documents
 	registry discovery.Memory // the scene's services
 	servers  []*server
 	meshes   []*mesh.Mesh
 	done     chan struct{}
 }
 
-// begin plays the scene, which ends with ctx at the latest.
+// begin starts the scene, which ends with ctx at the latest.
 func (s *scene) begin(ctx context.Context) {
 	s.ctx, s.done = ctx, make(chan struct{})
 	go func() {
@@ -63,9 +63,9 @@ func (s *scene) service(name string, servers ...*server) {
 type answer struct {
 	status int
 	from   string // the body: the version or name of the server
-	tries  int    // that it took
+	tries  int    // how many it took
 	header http.Header
-	err    error // in place of all these
+	err    error // why there was no response, or why its body ended early
 	took   time.Duration
 }
 
@@ -101,7 +101,7 @@ func do(client *http.Client, req *http.Request) answer {
 	}
 }
 
-// times makes n calls, so many of them at once.
+// times makes n calls, at most atOnce of them concurrently.
 func times(n, atOnce int, call func(i int) answer) answers {
 	all := make(answers, n)
 	next := make(chan int)
@@ -124,7 +124,7 @@ func times(n, atOnce int, call func(i int) answer) answers {
 // answers are those of many calls.
 type answers []answer
 
-// where returns the answers of which is says so.
+// where returns the answers for which is returns true.
 func (all answers) where(is func(answer) bool) answers {
 	var some answers
 	for _, a := range all {
@@ -138,7 +138,7 @@ func (all answers) where(is func(answer) bool) answers {
 // ok counts the calls that succeeded.
 func (all answers) ok() int { return len(all.where(answer.ok)) }
 
-// from counts the calls that succeeded at a server with that name.
+// from counts the calls that a server with that name served.
 func (all answers) from(name string) int {
 	return len(all.where(func(a answer) bool { return a.ok() && a.from == name }))
 }

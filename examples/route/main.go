@@ -14,7 +14,10 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	v1, v2 := serve("v1"), serve("v2")
+	first, v1 := serve("v1")
+	defer first.Close()
+	second, v2 := serve("v2")
+	defer second.Close()
 	table, err := route.NewTable([]route.Route{
 		{ // testers get the new version
 			Matches:      []route.Match{{Headers: []route.KeyMatch{{Key: "x-tester", Value: route.StringMatch{Kind: route.Present}}}}},
@@ -24,7 +27,7 @@ func main() {
 			Matches:  []route.Match{{URI: route.StringMatch{Kind: route.Prefix, Value: "/old/"}}},
 			Redirect: &route.Redirect{PrefixRewrite: "/users/"},
 		},
-		{ // the service itself does not know of its prefix
+		{ // the service itself does not know its prefix
 			Matches:      []route.Match{{URI: route.StringMatch{Kind: route.Prefix, Value: "/users/"}}},
 			Rewrite:      route.Rewrite{URI: "/"},
 			Destinations: []route.Destination{{Target: v1, Weight: 90}, {Target: v2, Weight: 10}},
@@ -34,6 +37,7 @@ func main() {
 		log.Fatal(err)
 	}
 	client := &http.Client{Transport: &route.Transport{Table: table}}
+	defer client.CloseIdleConnections()
 
 	fmt.Println("GET /users/42           ", get(client, "/users/42"))
 	fmt.Println("GET /old/42, redirected ", get(client, "/old/42"))
@@ -47,12 +51,12 @@ func main() {
 }
 
 // serve starts a server that answers with its version and the path it sees.
-func serve(version string) route.Target {
+func serve(version string) (*httptest.Server, route.Target) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, version, " at ", r.URL.Path)
 	}))
 	addr := server.Listener.Addr().(*net.TCPAddr)
-	return route.Target{Host: addr.IP.String(), Port: addr.Port}
+	return server, route.Target{Host: addr.IP.String(), Port: addr.Port}
 }
 
 func get(client *http.Client, path string, headers ...string) string {

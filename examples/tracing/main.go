@@ -39,7 +39,7 @@ spec:
 
 func main() {
 	log.SetFlags(0)
-	// In a real service there is an exporter in its place: sdk.WithBatcher(exporter).
+	// A real service has an exporter instead: sdk.WithBatcher(exporter).
 	spans := tracetest.NewSpanRecorder()
 	provider := sdk.NewTracerProvider(sdk.WithSpanProcessor(spans))
 
@@ -66,7 +66,7 @@ func main() {
 		}
 	})()
 	defer serve(m, &registry, "orders", func(w http.ResponseWriter, r *http.Request) {
-		call(r.Context(), m, "http://payments/pay") // the context is all that it takes
+		call(r.Context(), m, "http://payments/pay") // passing the context is all that is needed
 	})()
 
 	ctx, span := provider.Tracer("shop").Start(context.Background(), "checkout")

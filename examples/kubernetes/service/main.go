@@ -1,4 +1,4 @@
-// Command service is a service of the example: it answers under /api/, and calls another service if it is told which.
+// Command service is a service of the example: it answers requests below /api/, and calls another service if -call names one.
 package main
 
 import (
@@ -71,7 +71,7 @@ func run(ctx context.Context, name, listen, call, admin, identity string) error 
 	case err = <-ended:
 	case <-ctx.Done():
 	}
-	// Endpoints that are going leave the other processes within a moment; what is under way may end.
+	// Callers learn within a moment that this endpoint terminates. Shutdown lets requests in flight end.
 	patience, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for _, s := range servers {
