@@ -165,13 +165,13 @@ func (b *Balancer) choose(info *PickInfo) (*Host, error) {
 			return nil, ErrNoHealthy
 		}
 		h := g.hosts[i]
-		state := g.states[i].Add(1)
-		if state&gone != 0 {
+		if h.learned != nil {
+			if !h.learned.enter(b.cfg.ticks(p.now), gone) {
+				continue
+			}
+		} else if g.states[i].Add(1)&gone != 0 {
 			h.exit() // removed since the snapshot was loaded; there is a newer one already
 			continue
-		}
-		if state&calls == 1 && b.cfg.Algorithm == PeakEWMA {
-			h.learned.since.Store(p.now &^ overlapped)
 		}
 		if b.cfg.BoundedLoad > 0 {
 			b.busy.Add(1)
@@ -406,12 +406,12 @@ func (b *Balancer) now() int64 {
 	return int64(time.Since(b.start)) + 1
 }
 
-// at returns a time on that clock; the zero time is now.
+// at returns a time on that clock; the zero time is now. A call may have begun before its balancer.
 func (b *Balancer) at(t time.Time) int64 {
 	if t.IsZero() {
 		return b.now()
 	}
-	return int64(t.Sub(b.start)) + 1
+	return max(int64(t.Sub(b.start)), 0) + 1
 }
 
 func (b *Balancer) choices() int { return int(b.cfg.Choices) }

@@ -74,7 +74,7 @@ type Config struct {
 	// weights. 0 means all endpoints.
 	Aperture int
 
-	// Decay is the time after which PeakEWMA has forgotten 63% of a latency. 0 means 1s.
+	// Decay is the time after which PeakEWMA has forgotten about 63% of a latency. 0 means 1s, and less than 1ms counts as 1ms.
 	Decay time.Duration
 
 	// MinRingSize and MaxRingSize bound the entries of the RingHash ring, up to 8,388,608. 0 means 1,024 and 8,388,608. The
@@ -135,7 +135,11 @@ type settings struct {
 	PanicFraction            float64
 
 	topology topology
-	fading   float64 // the binary logarithm of what a latency loses in a nanosecond
+
+	// For PeakEWMA.
+	rate      uint64  // ticks per nanosecond, as a part of 1<<64
+	tick      float32 // in grains
+	usualTick uint8   // the binary logarithm of how many ticks pass from one change of the usual latency to the next
 }
 
 // Validate returns an error that names the field if the settings cannot be honoured.
@@ -163,8 +167,8 @@ func (c Config) compile() (settings, error) {
 		MaxRingSize: int32(cmp.Or(c.MaxRingSize, maxRing)), TableSize: int32(cmp.Or(c.TableSize, 65537)),
 		BoundedLoad: c.BoundedLoad, SlowStart: c.SlowStart, PanicFraction: c.PanicFraction,
 		topology: topology,
-		fading:   math.Log2E / float64(cmp.Or(c.Decay, time.Second)),
 	}
+	set.setDecay(max(cmp.Or(c.Decay, time.Second), time.Millisecond))
 	set.MinRingSize = cmp.Or(int32(c.MinRingSize), min(1024, set.MaxRingSize))
 	set.SlowStart.MinFraction = cmp.Or(set.SlowStart.MinFraction, 0.1)
 	set.SlowStart.Aggression = cmp.Or(set.SlowStart.Aggression, 1)

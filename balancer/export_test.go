@@ -24,9 +24,6 @@ func TransportHosts(t *Transport, name string) []*Host {
 // Tried returns the IDs of the endpoints that requests with ctx were sent to, if ctx is of [WithTried].
 func Tried(ctx context.Context) []string { return triedOf(ctx).all() }
 
-// Fade is the decay of latencies.
-func Fade(x float64) float64 { return fade(x) }
-
 // Reported returns the requests a second for each unit of utilization that h has reported last.
 func Reported(h *Host) float64 {
 	if r := h.reports.Load(); r != nil {

@@ -30,8 +30,8 @@ type Host struct {
 	update uint32 // the last Update that had the host; 0 before the first
 }
 
-// The state of a host is the number of calls in flight and these bits. Everything that a pick needs is in one word, and the
-// words of large sets are adjacent: picking among 10,000 hosts then touches 80 KiB of memory, not megabytes.
+// The state of a host is the number of calls in flight, these bits, and with PeakEWMA a time. Everything that a pick needs is in one word, and
+// the words of large sets are adjacent: picking among 10,000 hosts then touches 80 KiB of memory, not megabytes.
 const (
 	unwanted = 1 << (58 + iota) // ejected by its owner: see SetEjected
 	outlying                    // ejected by Hooks.Outlier
@@ -41,7 +41,17 @@ const (
 	drained                     // removed, and Drained has been called
 
 	ejected = unwanted | outlying
-	calls   = unwanted - 1
+
+	// since is how long the calls in flight have waited at least, in ticks: since the first began, or the last one ended.
+	since      = sinceMask << sinceShift
+	sinceBits  = 34
+	sinceMask  = 1<<sinceBits - 1
+	sinceShift = 58 - sinceBits
+
+	// overlapped is a bit of since, a tick that does not matter: a call has ended since then while others were in flight.
+	overlapped = 1 << sinceShift
+
+	calls = overlapped - 1
 )
 
 // newStates returns the states of n new hosts in a set of the given size, unless they are part of what is learned of the hosts. The hosts
@@ -76,7 +86,7 @@ func (b *Balancer) newHost(e *discovery.Endpoint, state *atomic.Uint64) *Host {
 			learned
 			Host
 		})
-		h, both.Host.state, both.Host.learned = &both.Host, &both.learned.state, &both.learned
+		h, both.Host.state, both.Host.learned, both.learned.host = &both.Host, &both.learned.state, &both.learned, &both.Host
 	}
 	h.balancer, h.id = b, e.ID()
 	h.state.Or(aside) // until it is in the set
@@ -160,14 +170,15 @@ func (h *Host) Release(latency time.Duration, failed bool) {
 		h.exit()
 		return
 	}
-	if h.balancer.cfg.Algorithm == PeakEWMA {
-		h.ended(latency, failed)
+	if h.balancer.cfg.BoundedLoad > 0 {
+		h.balancer.busy.Add(-1)
+	}
+	if h.learned != nil {
+		h.leave(latency, failed)
+		return
 	}
 	if h.balancer.weighing.Load() > 0 { // reports expire even if there are no more
 		h.balancer.reweigh(h.balancer.now())
-	}
-	if h.balancer.cfg.BoundedLoad > 0 {
-		h.balancer.busy.Add(-1)
 	}
 	h.exit()
 }

@@ -1,7 +1,5 @@
 package balancer
 
-import "math/bits"
-
 // leastRequest is the power of two choices. The two are different endpoints: drawn with replacement, one stuck endpoint of
 // two would still get a quarter of the calls.
 type leastRequest struct{ *sampler }
@@ -32,12 +30,7 @@ func (l *leastRequest) lighter(b, a int) bool {
 // pickOfTwo is what a pick usually comes to: of two hosts with the same weight, the one with fewer calls in flight. It returns nil
 // if one of them needs a closer look.
 func (s *sampler) pickOfTwo() *Host {
-	n := uint64(len(s.states))
-	first, rest := bits.Mul64(s.balancer.rand(), n)
-	second, _ := bits.Mul64(rest, n-1)
-	if second >= first {
-		second++
-	}
+	first, second := twoOf(s.balancer.rand(), len(s.states))
 	a, b := s.states[first], s.states[second]
 	stateA, stateB := a.Load(), b.Load()
 	if (stateA|stateB)&^calls != 0 {

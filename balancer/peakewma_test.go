@@ -1,6 +1,8 @@
 package balancer_test
 
 import (
+	"cmp"
+	"fmt"
 	"math"
 	"testing"
 	"testing/synctest"
@@ -131,15 +133,6 @@ func TestPeakEWMAForgetsAnswersWhoseBodyTakesLong(t *testing.T) {
 	})
 }
 
-func TestPeakEWMADecay(t *testing.T) {
-	for x := 0.0; x < 70; x += 0.01 {
-		want := math.Exp2(-min(x, 64))
-		if got := balancer.Fade(x); math.Abs(got/want-1) > 3e-4 {
-			t.Fatalf("2^-%v is %v, want %v", x, got, want)
-		}
-	}
-}
-
 // A client keeps to the endpoints of its aperture, whichever of all come and go, and moves on.
 func TestAperture(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -193,4 +186,107 @@ func TestAperture(t *testing.T) {
 			t.Errorf("with 2,000 calls a second %d of 99 endpoints are used", len(got))
 		}
 	})
+}
+
+// An endpoint that was slow is tried again after a while, which Decay sets.
+func TestPeakEWMADecay(t *testing.T) {
+	for _, decay := range []time.Duration{0, 2 * time.Second, 10 * time.Second, time.Hour} {
+		t.Run(decay.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA, Decay: decay})
+				set := endpoints(2)
+				b.Update(set)
+				slow, usual := set[0].ID(), set[1].ID()
+				const latency = 10 * time.Millisecond
+				pickOf(t, b, usual, 0).Release(latency, false)
+				pickOf(t, b, slow, 0).Release(4*latency, false)
+				step := cmp.Or(decay, time.Second) / 10
+				began := time.Now()
+				for picked(t, b, 8, latency)[slow] == 0 && time.Since(began) < 100*step {
+					time.Sleep(step)
+				}
+				// It counts until a twelfth of its only answer is left, which is after 2.5 times Decay.
+				if tenths := time.Since(began) / step; tenths < 22 || tenths > 28 {
+					t.Errorf("it is tried again after %d tenths of Decay, want 25", tenths)
+				}
+			})
+		})
+	}
+}
+
+// TestPeakEWMATimes: the time that a caller gives with a pick may be off, or jump. What is learned then goes by it, and nothing lasts.
+func TestPeakEWMATimes(t *testing.T) {
+	for _, jump := range []time.Duration{-time.Hour, -time.Minute, time.Hour, 10000 * time.Hour} {
+		t.Run(jump.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+				set := endpoints(2)
+				b.Update(set)
+				now := time.Now().Add(-time.Millisecond) // a call may have begun before its balancer
+				latency := map[string]time.Duration{set[0].ID(): 50 * time.Millisecond, set[1].ID(): 10 * time.Millisecond}
+				slow := func(n int) (slow int) {
+					for range n {
+						h, err := b.Pick(balancer.PickInfo{Now: now})
+						if err != nil {
+							t.Fatal(err)
+						}
+						if h.ID() == set[0].ID() {
+							slow++
+						}
+						h.Release(latency[h.ID()], false)
+						now = now.Add(time.Millisecond)
+					}
+					return slow
+				}
+				if n := slow(100); n > 2 {
+					t.Errorf("the slow endpoint got %d of 100 calls, want at most 2", n)
+				}
+				now = now.Add(jump)
+				if n := slow(100); n > 2 {
+					t.Errorf("after the jump, the slow endpoint got %d of 100 calls, want at most 2", n)
+				}
+				now = now.Add(-jump)
+				if n := slow(100); n > 2 {
+					t.Errorf("after the jump back, the slow endpoint got %d of 100 calls, want at most 2", n)
+				}
+			})
+		})
+	}
+}
+
+// Extreme latencies and settings neither overflow nor divide by zero.
+func TestPeakEWMAExtremes(t *testing.T) {
+	for _, decay := range []time.Duration{1, 0, math.MaxInt64} {
+		for _, latency := range []time.Duration{math.MinInt64, 0, 1, time.Minute, math.MaxInt64} {
+			t.Run(fmt.Sprintf("%v, %v", decay, latency), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA, Decay: decay})
+					set := endpoints(2)
+					b.Update(set)
+					counts := map[string]int{}
+					for range 100 {
+						h, err := b.Pick(balancer.PickInfo{})
+						if err != nil {
+							t.Fatal(err)
+						}
+						counts[h.ID()]++
+						if h.ID() == set[0].ID() {
+							h.Release(latency, false)
+						} else {
+							h.Release(10*time.Millisecond, false)
+						}
+						time.Sleep(time.Millisecond)
+					}
+					if slow := counts[set[0].ID()]; latency > time.Second && decay != 1 && slow > 2 {
+						t.Errorf("an endpoint as slow as %v got %d of 100 calls, want at most 2", latency, slow)
+					}
+					for _, h := range b.Hosts() {
+						if h.InFlight() != 0 || !h.TakesCalls() || h.Ejected() {
+							t.Errorf("%s: %d calls in flight, takes calls: %v, ejected: %v", h.ID(), h.InFlight(), h.TakesCalls(), h.Ejected())
+						}
+					}
+				})
+			})
+		}
+	}
 }

@@ -70,10 +70,8 @@ func (s *sampler) drawTwo() (int, int) {
 func twoOf(r uint64, n int) (int, int) {
 	first, rest := bits.Mul64(r, uint64(n))
 	second, _ := bits.Mul64(rest, uint64(n-1))
-	if second >= first {
-		second++
-	}
-	return int(first), int(second)
+	_, less := bits.Sub64(second, first, 0)
+	return int(first), int(second + 1 - less)
 }
 
 // drawOther returns the index of a host that is not i, unless there is only one.

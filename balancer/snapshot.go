@@ -206,7 +206,7 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 			}
 			g.near = p.near(g.hosts)
 		}
-		g.picker = &peakEWMA{&g.sampler}
+		g.picker = newPeakEWMA(&g.sampler)
 	case RingHash:
 		if p.ring == nil || &p.ring.hosts[0] != &p.members[0] {
 			p.ring = newRing(p.members, int(b.cfg.MinRingSize), int(b.cfg.MaxRingSize), p.ring)
