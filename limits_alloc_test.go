@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
@@ -30,9 +31,12 @@ func TestAllocationsOfTimeouts(t *testing.T) {
 	registry.Set("user-service", endpointOf(t, srv.Listener.Addr().String()))
 	parent, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	before, forget := context.WithTimeout(t.Context(), time.Hour)
+	defer forget()
 	for _, protocol := range []string{"", "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: user-service}\n" +
 		"spec: {host: user-service, trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}}\n"} {
 		var allocs []float64
+		var hurried float64
 		for _, timeouts := range [][2]string{{"", ""}, {"", "timeout: 5s"}, {", perTryTimeout: 2s", "timeout: 5s"}} {
 			m, err := mesh.New(t.Context(), mesh.WithDiscovery(&registry), mesh.WithPolicy(policy.Source{Name: "routes.yaml", Data: fmt.Appendf(nil, `
 apiVersion: networking.istio.io/v1
@@ -49,25 +53,12 @@ spec:
 				t.Fatal(err)
 			}
 			defer m.Close()
-			req, err := http.NewRequestWithContext(parent, http.MethodGet, "http://user-service/", nil)
-			if err != nil {
-				t.Fatal(err)
+			allocs = append(allocs, allocationsOfGet(t, parent, m.Transport()))
+			if timeouts[1] == "" {
+				hurried = allocationsOfGet(t, before, m.Transport())
 			}
-			rt, buf := m.Transport(), make([]byte, 512)
-			allocs = append(allocs, testing.AllocsPerRun(500, func() {
-				resp, err := rt.RoundTrip(req)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for err == nil {
-					_, err = resp.Body.Read(buf)
-				}
-				if resp.Body.Close(); err != io.EOF {
-					t.Error(err)
-				}
-			}))
 		}
-		t.Logf("allocations per call with both ends: %v", allocs)
+		t.Logf("allocations per call with both ends: %v; with a deadline of the caller: %v", allocs, hurried)
 		// The limits, the two parts of the header that tells the server of them, and one for that header at the server; two to hear of the end
 		// of the caller's context. Then the request and the reader of its body, unless there is a limit per try, too.
 		for i, most := range []float64{8, 6} {
@@ -75,5 +66,32 @@ spec:
 				t.Errorf("%v allocations per call more with timeouts, want at most %v: %v", more, most, allocs)
 			}
 		}
+		// The two parts of the header that tells the server of it, and two for that header at the server, or one there and one for its name in
+		// HTTP/2. The request is allocated with the reader of the body.
+		if more := hurried - allocs[0]; more > 4 {
+			t.Errorf("%v allocations per call more with a deadline of the caller, want at most 4", more)
+		}
 	}
+}
+
+// allocationsOfGet returns the number of allocations of a call with ctx.
+func allocationsOfGet(t *testing.T, ctx context.Context, rt http.RoundTripper) float64 {
+	t.Helper()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://user-service/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 512)
+	return testing.AllocsPerRun(500, func() {
+		resp, err := rt.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = resp.Body.Read(buf)
+		}
+		if resp.Body.Close(); err != io.EOF {
+			t.Error(err)
+		}
+	})
 }

@@ -179,15 +179,10 @@ func (a *Attempt) Call() *Call { return a.call }
 // Sent returns when the attempt was sent, as the time since the start of the call.
 func (a *Attempt) Sent() time.Duration { return time.Duration(a.sent) }
 
-// TellDeadline sets the time that is left until the deadline at in h, the header of the n-th attempt.
-func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, n int) {
+// TellDeadline sets the time that is left until the deadline at in h, the header of the attempt. room may be nil: see [deadline.Texts].
+func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, room *[1]string) {
 	c := a.call
-	left := c.start.until(at) - a.Sent()
-	room := c.limits.HeaderRoom()
-	if n > 1 { // an earlier attempt may still be using it
-		room = nil
-	}
-	c.engine.deadlines.SetHeader(h, left, room)
+	c.engine.deadlines.SetHeader(h, c.start.until(at)-a.Sent(), room)
 }
 
 // Answered records that the endpoint has begun to answer, with an HTTP status or its equivalent.

@@ -47,8 +47,9 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	acquired = true
 	at, limited := c.Context().Deadline()
 	if limited {
-		req = c.withDeadline(req, n)
-		t.TellDeadline(req.Header, at, n)
+		var room *[1]string
+		req, room = c.withDeadline(req, n)
+		t.TellDeadline(req.Header, at, room)
 	}
 	if c.Observed() {
 		req = c.observe(t, req, n, n > 1 || limited)
@@ -95,20 +96,38 @@ func (t *try) watch(resp *http.Response, n int) {
 	reader.Attach(resp, t)
 }
 
-// withDeadline returns the request of the n-th attempt with a header of its own.
-func (c *call) withDeadline(req *http.Request, n int) *http.Request {
-	if req == c.req || req == c.out {
-		copied := *req
-		req = &copied
+// withDeadline returns the request of the n-th attempt with a header of its own, and room for the value of a field, nil if there is none.
+func (c *call) withDeadline(req *http.Request, n int) (*http.Request, *[1]string) {
+	if n > 1 { // the header of a retry is its own; an earlier attempt may still be using the room
+		return req, nil
 	}
-	if n == 1 { // the header of a retry is its own
-		room := 1
-		if c.observed.first != nil {
-			room += int(c.observed.sets.Load())
+	room := c.Limits().HeaderRoom()
+	switch {
+	case req != c.req && req != c.out:
+	case c.limited == nil:
+		own := &told{sent: *req}
+		if c.inner == nil {
+			c.inner = &own.body
 		}
-		req.Header = outgoing.CopyHeader(req.Header, room)
+		req, room = &own.sent, &own.value
+	default: // the deadline of the caller comes first, so the first try has no use for this
+		c.limited.first.Sent = *req
+		req = &c.limited.first.Sent
 	}
-	return req
+	fields := 1
+	if c.observed.first != nil {
+		fields += int(c.observed.sets.Load())
+	}
+	req.Header = outgoing.CopyHeader(req.Header, fields)
+	return req, room
+}
+
+// told is what the first attempt of a call needs to tell the server the deadline of the caller, and to learn when its response ends. It is
+// not part of the call, which is reused.
+type told struct {
+	sent  http.Request
+	value [1]string
+	body  body.Reader
 }
 
 // observe tells the observers that the attempt begins. It returns the request to send. own says that the header is not shared.
