@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -259,4 +260,57 @@ func TestApplyWhoseObserverPanics(t *testing.T) {
 		t.Error("a request that is denied now was not cut off")
 	}
 	<-ended
+}
+
+// watchEnds is a resolver that says when a watch has ended.
+type watchEnds struct {
+	discovery.Resolver
+	ended chan struct{}
+}
+
+func (r watchEnds) Watch(ctx context.Context, service discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
+	return func(yield func([]discovery.Endpoint, error) bool) {
+		defer func() { r.ended <- struct{}{} }()
+		r.Resolver.Watch(ctx, service)(yield)
+	}
+}
+
+// A destination whose first number of endpoints makes an observer panic follows its endpoints all the same, and no longer than it is there.
+func TestDestinationWhoseFirstEndpointsPanic(t *testing.T) {
+	noLeaks(t)
+	a := serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "a") })
+	b := serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "b") })
+	var registry discovery.Memory
+	registry.Set("api", a)
+	ended := make(chan struct{}, 8)
+	var panicked atomic.Bool
+	m := newMesh(t, "", mesh.WithDiscovery(watchEnds{&registry, ended}), mesh.WithObserver(mesh.Observer{
+		Endpoints: func(target route.Target, _ int) {
+			if target.Port == 81 && panicked.CompareAndSwap(false, true) {
+				panic("observer")
+			}
+		},
+	}))
+	get(t, m.Client(), "http://api/") // from now on the endpoints are known
+	if !panics(func() { _, _ = try(m.Client(), "http://api:81/") }) {
+		t.Error("the panic did not pass through")
+	}
+	registry.Set("api", b)
+	if !await.Done(func() bool { return get(t, m.Client(), "http://api:81/").body == "b" }) {
+		t.Error("calls do not follow the endpoints")
+	}
+
+	// Endpoints in a document end both watches of discovery, which share one of the resolver.
+	apply(t, m, fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: api}
+spec:
+  hosts: [api.default.svc.cluster.local]
+  resolution: STATIC
+  location: MESH_INTERNAL
+  ports: [{number: 80, name: http, protocol: HTTP}, {number: 81, name: http-too, protocol: HTTP}]
+  endpoints: [{address: %[1]s, ports: {http: %[2]d, http-too: %[2]d}}]
+`, b.Address, b.Port))
+	await.Receive(t, "the end of the watch", ended)
 }

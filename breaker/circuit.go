@@ -256,7 +256,7 @@ func (c *Circuit) allow() (Lease, error) {
 		if lease.phase = c.current(); lease.phase.state() != Closed {
 			lease.probe = c.newProbe(done, time.Now())
 		}
-		c.deliver()
+		c.deliverBefore(lease.probe)
 	}
 	if c.cfg.SlowCall > 0 {
 		lease.clock = time.Since(c.window.start) + 1
@@ -323,6 +323,19 @@ func (c *Circuit) deliver() {
 	if t := c.trips.Load(); t != nil {
 		t.changes.deliver()
 	}
+}
+
+// deliverBefore is deliver for a call that passes. If the handler panics, there is no call, and the place of its probe, if any, is free
+// again.
+func (c *Circuit) deliverBefore(p *probe) {
+	delivered := false
+	defer func() {
+		if !delivered && p != nil {
+			p.end(Ignored, false)
+		}
+	}()
+	c.deliver()
+	delivered = true
 }
 
 // record counts a call that passed the closed circuit in phase p, and trips the circuit if it must.

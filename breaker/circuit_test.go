@@ -642,3 +642,36 @@ func TestChangesCount(t *testing.T) {
 		})
 	}
 }
+
+// A call gets no lease if the callback panics while it is let through as a probe. Then the next call is the probe.
+func TestCircuit_CallbackThatPanicsInAProbe(t *testing.T) {
+	for _, slow := range []time.Duration{0, time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			config := breaker.Config{ConsecutiveFailures: 1, SlowCall: slow}
+			if slow > 0 {
+				config.SlowCallFraction = 1
+			}
+			c, err := breaker.New(config, func(change breaker.Change) {
+				if change.To == breaker.HalfOpen {
+					panic("observer")
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			report(t, c, fail)
+			time.Sleep(c.Config().OpenDuration)
+			func() {
+				defer func() {
+					if got := recover(); got != "observer" {
+						t.Errorf("recovered %v, want the panic of the callback", got)
+					}
+				}()
+				_, _ = c.Allow()
+			}()
+			wantState(t, c, breaker.HalfOpen)
+			report(t, c, ok)
+			wantState(t, c, breaker.Closed)
+		})
+	}
+}

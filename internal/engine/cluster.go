@@ -65,6 +65,8 @@ type cluster struct {
 
 	updating sync.Mutex // held while the endpoints change, so that none are added after the end
 
+	told told
+
 	mu   sync.Mutex
 	subs []*discovery.Subscription // one, unless a document lists several names
 
@@ -193,8 +195,19 @@ func (c *cluster) idleSince(then time.Time) bool {
 }
 
 // start begins to watch the endpoints. It is not part of newClusterLocked because it calls observers, which must not happen while
-// the mesh is locked.
+// the mesh is locked. They are told last: if one panics, all endpoints are watched nevertheless, until the cluster ends.
 func (c *cluster) start() {
+	c.told.mu.Lock()
+	c.told.busy = true
+	c.told.mu.Unlock()
+	c.watch()
+	c.told.mu.Lock()
+	defer c.told.mu.Unlock()
+	c.told.busy = false
+	c.tellLocked()
+}
+
+func (c *cluster) watch() {
 	entry := c.config.entry
 	switch {
 	case c.config.Missing || c.config.Closed != "": // an undefined subset has no endpoints

@@ -33,9 +33,40 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 	if n > 0 && &chosen[0] != &endpoints[0] {
 		giveBack(chosen)
 	}
-	if f := c.engine.hooks.EndpointsChanged; f != nil {
-		f(c.target, n)
+	if c.engine.hooks.EndpointsChanged != nil {
+		c.told.mu.Lock()
+		defer c.told.mu.Unlock()
+		c.told.n, c.told.news = n, true
+		c.tellLocked()
 	}
+}
+
+// told is how many endpoints observers are told of. They are told one number at a time, and the latest last.
+type told struct {
+	mu   sync.Mutex // not held while they are told
+	n    int
+	news bool // n has yet to be told
+	busy bool // a goroutine tells, and will tell what is new then
+}
+
+// tellLocked tells observers what is new, with c.told.mu released meanwhile, unless another goroutine does.
+func (c *cluster) tellLocked() {
+	if c.told.busy {
+		return
+	}
+	c.told.busy = true
+	defer func() { c.told.busy = false }()
+	for c.told.news {
+		c.told.news = false
+		c.tellUnlocked(c.told.n)
+	}
+}
+
+// tellUnlocked tells observers with c.told.mu released, and takes it again even after a panic.
+func (c *cluster) tellUnlocked(n int) {
+	c.told.mu.Unlock()
+	defer c.told.mu.Lock()
+	c.engine.hooks.EndpointsChanged(c.target, n)
 }
 
 // choose returns the endpoints of the target that serve its port, each with the port that the cluster dials. It returns endpoints
