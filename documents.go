@@ -9,8 +9,10 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/nosidecar/mesh/internal/namespaces"
+	"github.com/nosidecar/mesh/internal/pause"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy"
 )
@@ -21,6 +23,10 @@ type Feed interface {
 	// error is reported and otherwise changes nothing; Watch keeps trying. New fails if an error comes before the first
 	// documents, unless the error has a method Temporary that returns true: then New keeps waiting. Errors name a feed by
 	// its String method, if it has one.
+	//
+	// The mesh runs Watch on a goroutine of its own and does not recover from a panic there. If Watch does not block, the mesh
+	// takes 100 sets at once and then 10 a second, 10 errors at once and then one a second. A Watch that ends before ctx does is
+	// an error, and is begun again, at most every 10 seconds.
 	Watch(ctx context.Context) iter.Seq2[[]policy.Source, error]
 }
 
@@ -225,42 +231,77 @@ func (m *Mesh) namespaces(ctx context.Context) context.Context {
 
 // take loads what a feed yields, until the mesh closes. It sends the result of the first set to first.
 func (m *Mesh) take(i int, feed Feed, first chan<- error) {
-	d := &m.documents
-	told := false // New has been told of the first set
-	for sources, err := range feed.Watch(m.namespaces(m.closing)) {
+	f := fed{Mesh: m, i: i, name: feedName(feed), first: first, sets: pause.Pace{Burst: 100, Each: 100 * time.Millisecond}, errs: pause.Errors()}
+	ends := pause.Pace{Burst: 1, Each: 10 * time.Second}
+	for {
+		for sources, err := range feed.Watch(m.namespaces(m.closing)) {
+			if m.closing.Err() != nil {
+				return
+			}
+			f.next(sources, err)
+		}
+		if !f.told { // New fails
+			first <- errFeedEnded
+			return
+		}
 		if m.closing.Err() != nil {
-			break
+			return
 		}
-		if err == nil && !d.mayBeEmpty && holdsNothing(sources) {
-			err = errEmpty(feedName(feed))
+		f.failed(fmt.Errorf("mesh: %s ended: what it yielded last stays in force, and it is begun again", f.name))
+		if ends.Wait(m.closing) != nil {
+			return
 		}
-		now := set{feedName(feed), sources}
-		switch {
-		case err != nil:
-			load := PolicyLoad{Number: d.loads.next(), Err: err}
-			d.loads.ended(load, nil)
-			m.observers.policyLoaded(load)
-		case told:
-			var before set
-			m.load(func(d *documents) { before, d.fed[i] = d.fed[i], now }, func(d *documents) { d.fed[i] = before }, i)
-		default:
-			d.mu.Lock()
-			d.fed[i], d.waits[i] = now, nil
-			d.mu.Unlock()
-		}
-		if told {
-			continue
-		}
-		if isTemporary(err) {
-			d.late(i, err)
-			continue
-		}
-		first <- err
-		told = true
 	}
-	if !told {
-		first <- errFeedEnded
+}
+
+// fed is a feed that a mesh follows.
+type fed struct {
+	*Mesh
+	i          int // among the feeds
+	name       string
+	first      chan<- error
+	told       bool // New has been told of the first set
+	sets, errs pause.Pace
+}
+
+// next takes what the feed yields.
+func (f *fed) next(sources []policy.Source, err error) {
+	d := &f.documents
+	if err == nil && !d.mayBeEmpty && holdsNothing(sources) {
+		err = errEmpty(f.name)
 	}
+	i, now := f.i, set{f.name, sources}
+	switch {
+	case err != nil:
+		f.failed(err)
+	case f.told:
+		var before set
+		f.load(func(d *documents) { before, d.fed[i] = d.fed[i], now }, func(d *documents) { d.fed[i] = before }, i)
+	default:
+		d.mu.Lock()
+		d.fed[i], d.waits[i] = now, nil
+		d.mu.Unlock()
+	}
+	switch {
+	case f.told:
+	case isTemporary(err):
+		d.late(i, err)
+	default:
+		f.first <- err
+		f.told = true
+	}
+	pace := &f.sets
+	if err != nil {
+		pace = &f.errs
+	}
+	_ = pace.Wait(f.closing)
+}
+
+// failed reports an error of the feed.
+func (f *fed) failed(err error) {
+	load := PolicyLoad{Number: f.documents.loads.next(), Err: err}
+	f.documents.loads.ended(load, nil)
+	f.observers.policyLoaded(load)
 }
 
 // isTemporary reports whether New waits for a feed to recover from an error.

@@ -154,7 +154,7 @@ func (s oneWorkload) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error
 	return func(yield func(*tlsid.Identity, error) bool) {
 		domain, namespace, service := s.domain, s.namespace, s.service
 		for id, err := range s.Source.Watch(ctx) {
-			if err == nil {
+			if err == nil && id != nil {
 				service = cmp.Or(service, serviceOf(id))
 				if domain == "" {
 					domain, namespace = id.TrustDomain().Name(), cmp.Or(namespace, namespaceOf(id), namespaces.DefaultOwn)

@@ -144,13 +144,15 @@ func (m *Mesh) Close() error {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
-		m.keys.Close()
-		m.engine.Close()
+		var ending sync.WaitGroup // one that waits does not keep the others from ending
+		ending.Go(m.keys.Close)
+		ending.Go(m.engine.Close)
 		if m.identity != nil {
-			m.identity.Close()
+			ending.Go(m.identity.Close)
 		}
-		m.server.running.close()
-		m.running.Wait()
+		ending.Go(m.server.running.close)
+		ending.Go(m.running.Wait)
+		ending.Wait()
 	}()
 	patience := time.NewTimer(closePatience)
 	defer patience.Stop()

@@ -130,5 +130,9 @@ type Resolver interface {
 	// An empty set is an answer: the service has no endpoints now. An error is not: the caller keeps the last set it got,
 	// and Watch keeps trying at its own pace. [ErrUnknownService] means that this resolver does not know the service; it may
 	// still appear later. The yielded slice must not be changed by either side.
+	//
+	// A [Watcher], and so a mesh, runs Watch on a goroutine of its own and does not recover from a panic there. If Watch does not
+	// block, it takes 100 sets at once and then 100 a second, 10 errors at once and then one a second. It begins a Watch that ends
+	// too early again after a while.
 	Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error]
 }

@@ -178,6 +178,7 @@ func (s *watch) step(ctx context.Context) {
 
 // run begins to take the steps of a source, or follows a Resolver that has none.
 func (s *watch) run(ctx context.Context, taker *source.Taker[Endpoint]) {
+	sets, errs := pause.Pace{Burst: 100, Each: 10 * time.Millisecond}, pause.Errors() // the resolver may never wait
 	for failures := 1; ; failures++ {
 		for endpoints, err := range s.owner.resolver.Watch(taker.Context(ctx), s.service) {
 			if ctx.Err() != nil {
@@ -185,11 +186,13 @@ func (s *watch) run(ctx context.Context, taker *source.Taker[Endpoint]) {
 			}
 			if err != nil {
 				s.fail(err)
+				_ = errs.Wait(ctx)
 				continue
 			}
 			failures = 0
 			s.set(endpoints)
-			pause.For(ctx, rest(len(endpoints)))
+			_ = pause.For(ctx, rest(len(endpoints)))
+			_ = sets.Wait(ctx)
 		}
 		if taker.Source != nil {
 			s.follow(ctx, taker.Source)

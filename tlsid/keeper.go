@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/pause"
 )
 
 // Hooks are called for changes to the identity of a [Keeper]. Each may be nil. They are called one at a time, on the
@@ -130,6 +132,7 @@ func (s *state) at(now time.Time) (*Identity, error) {
 
 var (
 	errEnded  = errors.New("tlsid: the source ended")
+	errNil    = errors.New("tlsid: the source yielded neither an identity nor an error")
 	errClosed = errors.New("tlsid: the keeper is closed")
 )
 
@@ -146,7 +149,18 @@ func (k *Keeper) run(ctx context.Context, source Source) {
 	updates := make(chan update)
 	go func() {
 		defer close(updates)
+		rotations, errs := pause.Pace{Burst: 100, Each: 100 * time.Millisecond}, pause.Errors() // the source may never wait
 		for identity, err := range source.Watch(ctx) {
+			if err == nil && identity == nil {
+				err = errNil
+			}
+			pace := &rotations
+			if err != nil {
+				pace = &errs
+			}
+			if pace.Wait(ctx) != nil {
+				return
+			}
 			select {
 			case updates <- update{identity, err}:
 			case <-ctx.Done():
@@ -187,7 +201,7 @@ func (k *Keeper) run(ctx context.Context, source Source) {
 				k.end(errEnded)
 			case u.err != nil:
 				k.fail(u.err)
-			case u.identity != nil:
+			default:
 				next = k.take(u.identity, next)
 			}
 		case <-alarm.C:

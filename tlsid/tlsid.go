@@ -13,6 +13,9 @@ type Source interface {
 	//
 	// An error changes nothing: the caller keeps the identity it has, and Watch keeps trying at its own pace. A Watch that
 	// ends before ctx does has nothing more to yield.
+	//
+	// A [Keeper], and so a mesh, runs Watch on a goroutine of its own and does not recover from a panic there. If Watch does not
+	// block, it takes 100 identities at once and then 10 a second, 10 errors at once and then one a second.
 	Watch(ctx context.Context) iter.Seq2[*Identity, error]
 }
 

@@ -138,13 +138,17 @@ func (e *Engine) Close() {
 	}
 	e.mu.Unlock()
 
-	e.Mirrors.Close()
-	e.watcher.Close()
-	e.names.Close()
-	last.clusters.each(func(c *cluster) {
-		c.close()
-		c.sockets.CloseIdle()
-	})
+	// Each of these may wait for code of the program, which must not keep the others from ending.
+	var ending sync.WaitGroup
+	ending.Go(func() { e.Mirrors.Close() })
+	ending.Go(func() { e.watcher.Close() })
+	ending.Go(func() { e.names.Close() })
+	closeIdle := func(c *cluster) { c.sockets.CloseIdle() }
+	last.clusters.each((*cluster).close)
+	last.clusters.each(closeIdle)
+	e.config.Template.CloseIdle()
+	ending.Wait()
+	last.clusters.each(closeIdle) // those of mirrored copies
 	e.config.Template.CloseIdle()
 }
 
