@@ -26,7 +26,7 @@ type shutHost struct {
 	namespace, host string
 	by              string // the document that cannot be used
 	unclaimed       bool   // unless a ServiceEntry is about the host
-	foreign         bool   // unless it is a Service of Kubernetes: the document is a ServiceEntry of another namespace
+	foreign         string // the namespace of the document, if it is a ServiceEntry of another one than the process: see isOthers
 }
 
 // and returns what either of two closures closes.
@@ -222,7 +222,10 @@ func (c *compiler) closingEntry(p *piece) []shutHost {
 		return nil
 	}
 	shut := c.shutHosts(p, p.values("hosts"), c.plan.workload.Namespace)
-	foreign := readable && p.IsText("metadata.namespace") && p.namespace != c.plan.workload.Namespace
+	foreign := ""
+	if readable && p.IsText("metadata.namespace") && p.namespace != c.plan.workload.Namespace {
+		foreign = p.namespace
+	}
 	for i := range shut {
 		shut[i].unclaimed, shut[i].foreign = true, foreign
 	}

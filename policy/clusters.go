@@ -168,7 +168,7 @@ const rootOnly = "."
 // there is none.
 func (p *Plan) namespaceOf(host string) string {
 	namespace := p.service(host).Namespace
-	if e := p.entries.find(host); namespace == "" && e != nil {
+	if e := p.entry(host); namespace == "" && e != nil {
 		return e.namespace
 	}
 	return namespace
@@ -231,7 +231,7 @@ func (c *compiler) destinationRules() {
 		h.add(c, dr)
 	}
 	for _, shut := range c.shut {
-		if shut.unclaimed && p.entries.find(shut.host) != nil || shut.foreign && p.ports.plain(shut.host) != nil {
+		if shut.unclaimed && p.entry(shut.host) != nil || shut.foreign != "" && p.isOthers(shut.foreign, shut.host) {
 			continue
 		}
 		p.name(shut.host)

@@ -169,6 +169,7 @@ func newCompiler(last *Plan, w Workload, in *room) *compiler {
 			named:    newHostMap(&last.named, &in.named),
 			claims:   newHostMap(&last.claims, &in.claimed),
 			entries:  newHostMap(&last.entries, &in.entries),
+			below:    make(map[*entry]struct{}),
 			ports:    newHostMap(&last.ports, &in.ports),
 			rules:    make(map[string]*hostMap[rules], len(last.rules)),
 			budgets:  make(map[string]*retry.BudgetConfig),

@@ -284,7 +284,7 @@ func (c *compiler) about(host string) *document {
 	if r := p.rule(host); r != nil && r[0].closed == "" {
 		return c.of(r[0])
 	}
-	if e := p.entries.find(host); e != nil {
+	if e := p.entry(host); e != nil {
 		return c.of(e)
 	}
 	if profile := c.profiles[host]; profile != nil {
@@ -306,7 +306,7 @@ func (p *Plan) governs(host string) (consul.Target, bool) {
 		return of, true
 	}
 	s := p.service(host)
-	if !g.all || s.Namespace != defaultNamespace || p.claims.find(host) != nil || p.rule(host) != nil || p.entries.find(host) != nil {
+	if !g.all || s.Namespace != defaultNamespace || p.claims.find(host) != nil || p.rule(host) != nil || p.entry(host) != nil {
 		return consul.Target{}, false
 	}
 	if _, budgeted := p.budgets[host]; budgeted {

@@ -131,7 +131,7 @@ func (c *compiler) placed(doc *yamldoc.Document, is *istio.ServiceEntry) {
 }
 
 // serviceEntries assigns each host to the first entry that claims it, the nearest first. An entry in the workload's namespace is near whoever
-// else sees it. In a cluster, entries of other namespaces cannot take over a Service of Kubernetes.
+// else sees it. In a cluster, entries of other namespaces cannot take over a Service of Kubernetes, or what may be one.
 func (c *compiler) serviceEntries() {
 	p := c.plan
 	for _, from := range []distance{atHome, nearby, anywhere} {
@@ -139,10 +139,13 @@ func (c *compiler) serviceEntries() {
 			if se.Failed() || !se.is.visible || se.is.from != from {
 				continue
 			}
+			alone := se.document.from.alone
 			for i, host := range se.is.hosts {
-				if from != atHome && se.document.from.alone && p.ports.plain(host) != nil {
-					se.Warnf(yamldoc.Index("spec.hosts", i), "has no effect in other namespaces than %s: %s is a Service of Kubernetes", se.namespace, host)
+				if from != atHome && alone && !c.leaves(se, i, host) {
 					continue
+				}
+				if alone && strings.HasPrefix(host, "*") {
+					p.below[se.is] = struct{}{}
 				}
 				if has, added := p.entries.add(host, se.is); !added && has != se.is && i < len(se.is.is.Spec.Hosts) {
 					first := c.of(has)
@@ -153,6 +156,70 @@ func (c *compiler) serviceEntries() {
 			}
 		}
 	}
+}
+
+// leaves reports whether an entry of another namespace leaves Services alone with its host i. If it does not, it gets a warning.
+func (c *compiler) leaves(se decoded[entry], i int, host string) bool {
+	const message = "has no effect in other namespaces than %s: "
+	p := c.plan
+	if service, known := p.serviceOf(host); known {
+		se.Warnf(yamldoc.Index("spec.hosts", i), message+"%s is a Service of Kubernetes", se.namespace, service)
+		return false
+	}
+	if p.mayPlace(se.namespace, host) {
+		return true
+	}
+	se.Warnf(yamldoc.Index("spec.hosts", i), message+"%s may be a Service of Kubernetes in another one: move the entry to the namespace of the "+
+		"service, of its callers, or to %s", se.namespace, host, p.workload.RootNamespace)
+	return false
+}
+
+// serviceOf returns the full name of the Service of Kubernetes that a host of a ServiceEntry would take over, if a document says that there is one.
+func (p *Plan) serviceOf(host string) (service string, known bool) {
+	service = host
+	switch strings.Count(host, ".") {
+	case 0:
+		service = istio.Resolve(host, p.workload.Namespace, p.workload.ClusterDomain)
+	case 1:
+		service += ".svc." + p.workload.ClusterDomain
+	}
+	if p.ports.plain(host) != nil {
+		return host, true
+	}
+	return service, p.ports.plain(service) != nil
+}
+
+// mayPlace reports whether ServiceEntries of a namespace may say where a host is that may be a Service of Kubernetes, or several, to callers in
+// others. As in Istio, Services count rather than they do; but which Services there are is known only of some namespaces.
+func (p *Plan) mayPlace(namespace, host string) bool {
+	services := ".svc." + p.workload.ClusterDomain
+	end, wild := strings.CutPrefix(host, "*")
+	if namespace == p.workload.RootNamespace || wild && end == "" {
+		return true
+	}
+	if of, in := strings.CutSuffix(end, services); in {
+		return of[strings.LastIndexByte(of, '.')+1:] == namespace
+	}
+	return !wild || !strings.HasSuffix(services, end)
+}
+
+// isOthers reports whether a ServiceEntry of another namespace than the process's has no effect on a host, whatever it says.
+func (p *Plan) isOthers(namespace, host string) bool {
+	_, known := p.serviceOf(host)
+	return known || !p.mayPlace(namespace, host)
+}
+
+// entry returns the ServiceEntry for a host, or nil if there is none. A Service of Kubernetes is more specific than an entry with a wildcard. In
+// files, entries say where Services are.
+func (p *Plan) entry(host string) *entry {
+	e := p.entries.find(host)
+	if e == nil || e.exact[host] != nil || len(p.below) == 0 {
+		return e
+	}
+	if _, below := p.below[e]; below && p.ports.plain(host) != nil {
+		return nil
+	}
+	return e
 }
 
 // selecting warns about subsets without endpoints, if the endpoints of the host are known.

@@ -129,7 +129,7 @@ func (p *Plan) host(name string, port int) HostPlan {
 		b := p.built(c)
 		h.Document, h.Routes, h.from, h.claim, h.plan = b.name, b.routes, b, c, p
 	}
-	if e := p.entries.find(name); e != nil {
+	if e := p.entry(name); e != nil {
 		h.Entry = e.of(name)
 	}
 	return h

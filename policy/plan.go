@@ -96,7 +96,8 @@ type Plan struct {
 
 	named   hostMap[struct{}]              // the hosts that documents name
 	claims  hostMap[claim]                 // the routes of each host
-	entries hostMap[entry]                 // the ServiceEntry of each host
+	entries hostMap[entry]                 // the ServiceEntry of each host; see entry
+	below   map[*entry]struct{}            // those with wildcards that do not count for Services of Kubernetes
 	rules   map[string]*hostMap[rules]     // the DestinationRules of each namespace
 	ports   hostMap[served]                // the ports of the cluster's services, by their full names
 	budgets map[string]*retry.BudgetConfig // by host

@@ -159,7 +159,7 @@ func (p *Plan) onlyPort(host string) int {
 // http2 reports whether a port of a host speaks HTTP/2.
 func (p *Plan) http2(host string, port int) bool {
 	ports := p.servicePorts(host)
-	if e := p.entries.find(host); ports == nil && e != nil {
+	if e := p.entry(host); ports == nil && e != nil {
 		ports = e.ports
 	}
 	for _, s := range ports {

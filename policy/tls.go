@@ -109,7 +109,7 @@ func sortNames(names []string) []string {
 
 // entryTLS adds the settings in the ServiceEntry of a host. The names of a DestinationRule take precedence.
 func (p *Plan) entryTLS(t *TLS, host string) {
-	e := p.entries.find(host)
+	e := p.entry(host)
 	if e == nil {
 		return
 	}

@@ -221,7 +221,7 @@ func (c *compiler) subsets() {
 		return !p.rule(host).defines(t.Subset)
 	}
 	port := func(t route.Target) error {
-		if e := p.entries.find(p.canonical(t.Host)); e != nil {
+		if e := p.entry(p.canonical(t.Host)); e != nil {
 			return e.of(t.Host).CheckPort(t.Port)
 		}
 		return nil
