@@ -123,11 +123,3 @@ func (r *record) routeName() string {
 	}
 	return ""
 }
-
-// transportFailure returns why no connection could be made.
-func (r *record) transportFailure() string {
-	if r.err != nil {
-		return r.err.Error()
-	}
-	return ""
-}

@@ -101,7 +101,9 @@ func (f *fields) fill(r *record) {
 		}
 	}
 	f.text[routeName], f.text[upstreamCluster] = r.routeName(), r.cluster(f.text[downstreamLocalAddress])
-	f.text[upstreamTransportFailureReason] = r.transportFailure()
+	if r.err != nil {
+		f.text[upstreamTransportFailureReason] = r.err.Error()
+	}
 	for i := range f.text {
 		if f.text[i] == "" && !numeric[i] {
 			f.text[i] = "-"
@@ -162,11 +164,7 @@ func withoutTokens(uri string, secret []string) string {
 	if !ok {
 		return uri
 	}
-	clean := field.RedactQuery(query, secretQueries)
-	if len(secret) > 0 {
-		clean = field.RedactQuery(clean, secret)
-	}
-	if clean != query {
+	if clean := field.RedactQuery(field.RedactQuery(query, secretQueries), secret); clean != query {
 		return before + "?" + clean
 	}
 	return uri

@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"cmp"
 	"net/http"
 	"sync"
 
@@ -109,7 +110,8 @@ func (m *Metrics) believe(peer, value string, now int64) (workload.Workload, boo
 	}
 	said, err := peermeta.Decode(value)
 	if err == nil && said.Namespace == workload.AccountOf(peer).Namespace && said.Namespace != "" {
-		if w := byMetadata(&said, m.settings.own.Cluster); m.claims.admit(peer, w, now) {
+		w := workload.Describe(said.Workload, said.Namespace, cmp.Or(said.Cluster, m.settings.own.Cluster), said.Labels)
+		if m.claims.admit(peer, w, now) {
 			return w, true
 		}
 	}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"net/url"
+
 	"strings"
 	"time"
 
@@ -121,13 +121,7 @@ func (st *store) bump(s *series, side *telemetry.Side, header http.Header, by [4
 }
 
 // drop counts a call or a raw connection for which there is no room.
-func (st *store) drop(inbound bool) {
-	i := 0
-	if inbound {
-		i = 1
-	}
-	st.overflow[i].Add(1)
-}
+func (st *store) drop(inbound bool) { st.overflow[index(inbound)].Add(1) }
 
 func (w *watcher) callStart(ctx context.Context, c *mesh.Call) context.Context {
 	if w.serving.Load() && !c.Mirror && ctx.Value(http.ServerContextKey) == nil && ctx.Value(admission.RequestKey{}) == nil {
@@ -218,12 +212,10 @@ const (
 func requestHeader(r *http.Request) int64 {
 	n := firstLine + len(r.Method) + len(r.Host) + perField*len(r.Header)
 	if r.URL != nil {
-		n += sizeOf(r.URL)
+		n += len(r.URL.Path) + len(r.URL.RawQuery)
 	}
 	return int64(n)
 }
-
-func sizeOf(u *url.URL) int { return len(u.Path) + len(u.RawQuery) }
 
 func responseHeader(h http.Header) int64 {
 	if h == nil {

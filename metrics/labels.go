@@ -1,10 +1,8 @@
 package metrics
 
 import (
-	"cmp"
 	"strings"
 
-	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/internal/workload"
 )
 
@@ -18,11 +16,6 @@ type identity struct {
 	host          string // destination_service
 	hostName      string // destination_service_name
 	hostNamespace string // destination_service_namespace
-}
-
-// byMetadata returns the workload that a peer claims to be.
-func byMetadata(m *peermeta.Metadata, cluster string) workload.Workload {
-	return workload.Describe(m.Workload, m.Namespace, cmp.Or(m.Cluster, cluster), m.Labels)
 }
 
 // service has the labels of a destination.

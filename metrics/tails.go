@@ -80,8 +80,9 @@ func hasFailed(a *mesh.Attempt) bool {
 	return a.Err != nil || a.Status == 0 || a.Status >= 500 || grpccode.ServerFault(uint32(a.GRPCStatus))
 }
 
-func index(failed bool) int {
-	if failed {
+// index returns the index in a pair whose second element is for true.
+func index(second bool) int {
+	if second {
 		return 1
 	}
 	return 0

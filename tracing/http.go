@@ -39,11 +39,9 @@ type Transport struct {
 
 var _ http.RoundTripper = (*Transport)(nil)
 
-func (t *Transport) setup() { t.tracer, t.err = spans.New(spans.Config(t.Config)) }
-
 // RoundTrip sends a copy of req with the headers of its span, which ends with the body of the response.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	t.once.Do(t.setup)
+	t.once.Do(func() { t.tracer, t.err = spans.New(spans.Config(t.Config)) })
 	r, err := begin(req, t.tracer, t.err)
 	if err != nil {
 		return nil, err
