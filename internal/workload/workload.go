@@ -12,7 +12,7 @@ import (
 // The values for what is unknown. To Prometheus, an empty value is the same as no label.
 const (
 	Unknown = "unknown"
-	Latest  = "latest"
+	latest  = "latest"
 )
 
 // Workload is the telemetry description of one end of a call.
@@ -52,12 +52,12 @@ func Describe(name, namespace, cluster string, labels map[string]string) Workloa
 // Nobody returns a workload about which nothing but the cluster is known.
 func Nobody(cluster string) Workload { return Workload{Cluster: cluster}.complete() }
 
-// complete sets empty fields to Unknown or Latest, and bounds the others.
+// complete sets empty fields to Unknown or latest, and bounds the others.
 func (w Workload) complete() Workload {
 	for _, field := range []*string{&w.Name, &w.Namespace, &w.App, &w.Version, &w.Service, &w.Cluster} {
 		*field = cmp.Or(Bounded(*field), Unknown)
 	}
-	w.Revision = cmp.Or(Bounded(w.Revision), Latest)
+	w.Revision = cmp.Or(Bounded(w.Revision), latest)
 	if w.Name == Unknown && w.App == Unknown {
 		w.Namespace = Unknown // Kiali drops series with only a namespace
 	}
