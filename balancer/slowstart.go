@@ -1,9 +1,6 @@
 package balancer
 
-import (
-	"math"
-	"time"
-)
+import "math"
 
 // warmUpLocked begins the slow start of hosts that have just arrived, unless most of the set would be in slow start: then
 // the other endpoints cannot take over their load.
@@ -29,14 +26,13 @@ func (b *Balancer) warmUpLocked(arrived []*Host) {
 // ramp returns the fraction of its weight that a host in slow start gets, 1 when slow start is over.
 func (h *Host) ramp() float64 {
 	slow := &h.balancer.cfg.SlowStart
-	age := time.Duration(h.balancer.now() - h.warmed.Load())
-	if age >= slow.Window {
+	part := float64(h.balancer.now()-h.warmed.Load()) / float64(slow.Window)
+	if part >= 1 {
 		h.state.And(^uint64(warming))
 		return 1
 	}
-	part := float64(max(age, time.Millisecond)) / float64(slow.Window)
 	if slow.Aggression != 1 {
 		part = math.Pow(part, 1/slow.Aggression)
 	}
-	return min(1, max(part, slow.MinFraction))
+	return max(part, slow.MinFraction)
 }
