@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -200,6 +201,7 @@ func TestConns_NoConnectionNoLine(t *testing.T) {
 		pool := newPool(t, limit.PoolConfig{MaxConnections: 1, ConnectTimeout: time.Second})
 		c := conns(t, pool, template)
 		var workers sync.WaitGroup
+		var refused atomic.Uint64
 		for i := range 5 {
 			time.Sleep(time.Millisecond)
 			workers.Go(func() {
@@ -210,7 +212,9 @@ func TestConns_NoConnectionNoLine(t *testing.T) {
 				if took := time.Since(begin); err == nil || took > 2*time.Second {
 					t.Errorf("call %d: %v after %v", i, err, took)
 				}
-				if i > 1 && !refusal.Is(err) {
+				if refusal.Is(err) {
+					refused.Add(1)
+				} else if i > 1 {
 					t.Errorf("call %d: %v, want a refusal", i, err)
 				}
 				if !body.closed {
@@ -219,8 +223,109 @@ func TestConns_NoConnectionNoLine(t *testing.T) {
 			})
 		}
 		workers.Wait()
-		if s := pool.Stats(); s.Connections != 0 || s.Pending != 0 {
-			t.Errorf("%+v", s)
+		if s := pool.Stats(); s.Connections != 0 || s.Pending != 0 || s.Overflows != refused.Load() {
+			t.Errorf("%+v, want no connection, no call, and %d overflows", s, refused.Load())
+		}
+	})
+}
+
+// A call that waits for a stream goes on shortly after a slot is released. If a stream ends without that, it is noticed, but not at once: a
+// call that has waited for long does not look every millisecond.
+func TestConns_TheNextInLineGoesOn(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		slot        bool
+		least, most time.Duration
+	}{
+		{"when a slot is released", true, 0, time.Millisecond},
+		{"when a stream ends", false, 5 * time.Millisecond, 20 * time.Millisecond},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				arrived := make(chan time.Time, 3)
+				_, template := serveClear(t, 1, func(w http.ResponseWriter, req *http.Request) {
+					arrived <- time.Now()
+					if said, _ := io.ReadAll(req.Body); string(said) == "long" {
+						time.Sleep(100*time.Millisecond + 500*time.Microsecond)
+					}
+				})
+				pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
+				c := conns(t, pool, template)
+				if _, err := send(t.Context(), pool, c, "first"); err != nil { // the server has said what it permits
+					t.Fatal(err)
+				}
+				<-arrived
+				var workers sync.WaitGroup
+				var ended time.Time
+				workers.Go(func() {
+					if tt.slot {
+						slot := acquire(t, pool, http2)
+						defer slot.Release()
+					}
+					resp, err := c.RoundTrip(httptest.NewRequest(http.MethodPost, "http://orders", strings.NewReader("long")))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+					ended = time.Now()
+				})
+				<-arrived
+				workers.Go(func() {
+					if _, err := send(t.Context(), pool, c, "next"); err != nil {
+						t.Error(err)
+					}
+				})
+				workers.Wait()
+				if took := (<-arrived).Sub(ended); took < tt.least || took > tt.most {
+					t.Errorf("the next call came %v after the stream ended, want %v to %v", took, tt.least, tt.most)
+				}
+			})
+		})
+	}
+}
+
+// A call for which there is no stream makes room for another connection: idle ones to other endpoints are closed.
+func TestConns_TheLineMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, idle := serveClear(t, 1, hello)
+		_, template := serveClear(t, 1, slowly)
+		pool := newPool(t, limit.PoolConfig{MaxConnections: 2})
+		other, c := conns(t, pool, idle), conns(t, pool, template)
+		get(t, other, "http://orders")
+		if _, err := send(t.Context(), pool, c, "first"); err != nil { // the server has said what it permits
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		var workers sync.WaitGroup
+		for range 2 {
+			workers.Go(func() {
+				if _, err := send(t.Context(), pool, c, "said"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		workers.Wait()
+		if took := time.Since(begin); took > 1500*time.Millisecond || other.Open() != 0 || c.Open() != 2 {
+			t.Errorf("two calls of a second took %v, with %d connections, and %d to another endpoint", took, c.Open(), other.Open())
+		}
+	})
+}
+
+// A call that fails before it has dialled leaves no connection behind that counts.
+func TestConns_ACallThatDoesNotDial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, template := serveClear(t, 1, hello)
+		pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
+		c := conns(t, pool, template)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := send(ctx, pool, c, "said"); !errors.Is(err, context.Canceled) || network.Dials() != 0 {
+			t.Errorf("a call that was canceled before gets %v, after %d dials", err, network.Dials())
+		}
+		if s := pool.Stats(); c.Open() != 0 || s != (limit.Stats{}) {
+			t.Errorf("%d connections are open, %+v", c.Open(), s)
 		}
 	})
 }
