@@ -76,6 +76,15 @@ func BenchmarkGRPC(b *testing.B) {
 
 // BenchmarkMutualGRPC is what the mesh costs on both ends with mTLS and authorization.
 func BenchmarkMutualGRPC(b *testing.B) {
+	benchmarkMutualGRPC(b, (*GRPCCaller).Unary)
+}
+
+// BenchmarkMutualGRPCStream is what it costs a stream with one message in each direction.
+func BenchmarkMutualGRPCStream(b *testing.B) {
+	benchmarkMutualGRPC(b, (*GRPCCaller).Streams)
+}
+
+func benchmarkMutualGRPC(b *testing.B, worker func(*GRPCCaller, context.Context) (func() error, error)) {
 	callers, closeAll, err := MutualGRPCCallers()
 	if err != nil {
 		b.Fatal(err)
@@ -83,7 +92,9 @@ func BenchmarkMutualGRPC(b *testing.B) {
 	defer closeAll()
 	for _, inFlight := range []int{8, 64} {
 		for _, caller := range callers {
-			b.Run(fmt.Sprintf("%d/%s", inFlight, caller.Name), func(b *testing.B) { benchmarkWorker(b, caller.Unary, inFlight) })
+			b.Run(fmt.Sprintf("%d/%s", inFlight, caller.Name), func(b *testing.B) {
+				benchmarkWorker(b, func(ctx context.Context) (func() error, error) { return worker(&caller, ctx) }, inFlight)
+			})
 		}
 	}
 }
