@@ -3,10 +3,8 @@ package meshgrpc
 import (
 	"context"
 	"reflect"
-	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -15,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/grpcend"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/policy/route"
@@ -70,7 +69,7 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 // copy that is sent to a mirror. It is not a copy itself.
 func (u *unary) reusable() bool {
 	rule, _ := u.Rule()
-	return u.observed == nil && u.once == nil && rule != nil && len(rule.Route.Mirrors) == 0 && direct(u.invoker)
+	return u.observed == nil && u.once == nil && rule != nil && len(rule.Route.Mirrors) == 0 && grpcend.DirectUnary(u.invoker)
 }
 
 // recycle makes u available to other calls, if it is reusable, and gRPC is done with it.
@@ -82,23 +81,6 @@ func (u *unary) recycle() {
 	*u = unary{}
 	unaries.Put(u)
 }
-
-// direct reports whether invoker is gRPC's own: there are no more interceptors. Its name is looked up once. If gRPC calls it by another name
-// some day, direct is always false, which costs allocations only.
-func direct(invoker grpc.UnaryInvoker) bool {
-	const name = "google.golang.org/grpc.invoke"
-	at := reflect.ValueOf(invoker).Pointer()
-	known := invokerOfGRPC.Load()
-	if known == 0 {
-		if f := runtime.FuncForPC(at); f != nil && f.Name() == name {
-			invokerOfGRPC.Store(at)
-			return true
-		}
-	}
-	return at == known && known != 0
-}
-
-var invokerOfGRPC atomic.Uintptr
 
 // newUnary returns a unary call, with room for what observers see of it.
 func newUnary(e *engine.Engine) *unary {

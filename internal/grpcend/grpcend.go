@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -45,9 +46,39 @@ func Open(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, metho
 
 // Direct reports whether streamer is gRPC's own: there are no more interceptors. The caller of a stream that it returns keeps to what gRPC
 // says about the end. If gRPC calls it by another name some day, Direct is always false, which costs allocations only.
-func Direct(streamer grpc.Streamer) bool {
-	f := runtime.FuncForPC(reflect.ValueOf(streamer).Pointer())
-	return f != nil && f.Name() == "google.golang.org/grpc.newClientStream"
+func Direct(streamer grpc.Streamer) bool { return streamers.own(reflect.ValueOf(streamer).Pointer()) }
+
+// DirectUnary is Direct for unary calls.
+func DirectUnary(invoker grpc.UnaryInvoker) bool {
+	return invokers.own(reflect.ValueOf(invoker).Pointer())
+}
+
+var (
+	streamers = function{name: "google.golang.org/grpc.newClientStream"}
+	invokers  = function{name: "google.golang.org/grpc.invoke"}
+)
+
+// function is a function that is known by its name. A look-up of a name takes 600 instructions, so it is remembered where the function is,
+// and where the latest other one is.
+type function struct {
+	name      string
+	at, other atomic.Uintptr
+}
+
+// own reports whether at is where the function is.
+func (f *function) own(at uintptr) bool {
+	switch at {
+	case f.at.Load():
+		return true
+	case f.other.Load():
+		return false
+	}
+	if found := runtime.FuncForPC(at); found == nil || found.Name() != f.name {
+		f.other.Store(at)
+		return false
+	}
+	f.at.Store(at)
+	return true
 }
 
 // stream is a stream whose end is watched.
