@@ -111,7 +111,6 @@ func (in *inbound) Enter(c *admission.Context) bool {
 		c.User = in.token.Claims
 	}
 	in.ctx = c
-	in.keepHeader(in.view.Header) // the adapter may reuse it while the register is scanned
 	return in.begin(in.writer)
 }
 

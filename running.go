@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"crypto/tls"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -58,7 +59,7 @@ type entry struct {
 
 // facts are what a decision is based on. They are not shared with handlers, which may change what they get.
 type facts struct {
-	view   authz.Request
+	view   authz.Request        // its Header is that of another protocol than HTTP, which may be used again once the entry has left
 	header []headerField        // used if view.Header is nil
 	state  *tls.ConnectionState // nil for plaintext
 	id     string               // the peer's ID when it was admitted; "" for a peer without an identity
@@ -160,7 +161,7 @@ func (s *shard) snapshots(into []snapshot) []snapshot {
 		if e.ending == nil {
 			into = append(into, snapshot{facts: e.facts, entry: e, times: e.times})
 			copied := &into[len(into)-1]
-			copied.header = slices.Clone(copied.header)
+			copied.header, copied.view.Header = slices.Clone(copied.header), maps.Clone(copied.view.Header)
 		}
 	}
 	return into

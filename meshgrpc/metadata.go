@@ -126,21 +126,28 @@ func hide(md metadata.MD) metadata.MD {
 // The names of the metadata that peers exchange, in lower case as in gRPC.
 var peerMetadata, peerMetadataID = strings.ToLower(asserted.PeerMetadata), strings.ToLower(asserted.PeerMetadataID)
 
-// received adds the metadata of an inbound call, as an HTTP header, to h, which is empty.
-func received(h http.Header, md metadata.MD) http.Header {
+// receive adds the metadata of an inbound call, as an HTTP header, to h, which is empty. It returns the host of the call.
+func receive(h http.Header, md metadata.MD) (host string) {
+	typed := false
 	for key, values := range md {
-		if strings.HasSuffix(key, binarySuffix) {
+		switch {
+		case key == ":authority":
+			if len(values) > 0 {
+				host = values[0]
+			}
+			continue
+		case key == "content-type":
+			typed = true
+		case strings.HasSuffix(key, binarySuffix):
 			values = wireOf(values)
 		}
-		if key != ":authority" {
-			h[headerName(key)] = values
-		}
+		h[headerName(key)] = values
 	}
 	h["Te"] = trailers // gRPC does not pass it on, but every client must send it
-	if h["Content-Type"] == nil {
+	if !typed {
 		h["Content-Type"] = plain["Content-Type"]
 	}
-	return h
+	return host
 }
 
 // binarySuffix is the suffix of the names of metadata that gRPC encodes.

@@ -29,10 +29,8 @@ func (p *passage) describe(in *inbound, method string, from origin) *http.Reques
 	p.url.Path = method
 	r.Method, r.URL, r.RequestURI = http.MethodPost, &p.url, method
 	r.Proto, r.ProtoMajor = "HTTP/2.0", 2
-	r.Header, r.Body = received(p.fields, in.arrived), http.NoBody
-	if hosts := in.arrived[":authority"]; len(hosts) > 0 {
-		r.Host = hosts[0]
-	}
+	r.Header, r.Body = p.fields, http.NoBody
+	r.Host = receive(p.fields, in.arrived)
 	r.RemoteAddr, r.TLS = from.address, from.state
 	return r
 }

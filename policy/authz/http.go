@@ -103,7 +103,9 @@ func NewRequest(r *http.Request, principal string, trustedHops int) Request {
 		Target:    r.RequestURI,
 		Header:    r.Header,
 	}
-	view.Remote = remoteAddr(view.Source, r.Header["X-Forwarded-For"], trustedHops)
+	if view.Remote = view.Source; trustedHops > 0 {
+		view.Remote = remoteAddr(view.Source, r.Header["X-Forwarded-For"], trustedHops)
+	}
 	if view.Target == "" && r.URL != nil { // a request that did not come from a server, as in tests
 		view.Target = r.URL.RequestURI()
 	}
