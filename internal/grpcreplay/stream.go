@@ -39,13 +39,13 @@ type Stream struct {
 	answer    Answer
 	err       error // nil if last has ended without an error
 	over      bool  // last has ended with err
-	opened    bool  // there has been a current try
 	committed bool  // no other try can follow current
 	replaying bool  // resending sends kept on last
 	closed    bool  // CloseSend was called
 	settled   bool  // there are no more tries; answer is set
 	pending   bool  // the driver is suspended, and whoever needs the answer resumes it
 	told      bool  // the stream goes on, or the caller's options were set
+	begun     bool  // Make was called; not guarded, like the fields of the driver below
 
 	panicked any // the panic of the driver or of resending, which is passed on to the caller
 
@@ -135,15 +135,7 @@ func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) 
 	s.config, s.driver, s.apart = config, driver, !grpcend.Direct(config.Streamer)
 	s.news.L = &s.mu
 	s.kept.Room = config.Room
-	s.proceed(nil)
-
-	s.mu.Lock()
-	for !s.opened && !s.settled {
-		s.news.Wait()
-	}
-	opened := s.opened
-	s.mu.Unlock()
-	if !opened {
+	if !s.proceed(nil) {
 		if _, _, err := s.wait(nil); err != nil {
 			return nil, err
 		}
@@ -183,12 +175,13 @@ func (s *Stream) run() {
 	}
 }
 
-// proceed runs the driver until it is suspended, or the stream is settled. first is the message of a RecvMsg, or nil.
-func (s *Stream) proceed(first any) {
+// proceed runs the driver until it is suspended, or the stream is settled. It reports false if the stream is settled. first is the message of a
+// RecvMsg, or nil.
+func (s *Stream) proceed(first any) (suspended bool) {
 	s.in = first
 	pending := s.step()
 	if pending == nil {
-		return
+		return false
 	}
 	s.mu.Lock()
 	s.pending = pending == ErrPending && !s.prompt && !s.over && !s.replaying // a server may answer before it reads
@@ -198,6 +191,7 @@ func (s *Stream) proceed(first any) {
 	if !waits {
 		go starterOf(s)()
 	}
+	return true
 }
 
 // takeLocked reports whether the driver was suspended. Then it is no longer, and the caller of takeLocked must resume it.
@@ -220,13 +214,11 @@ func (s *Stream) step() (pending error) {
 		}
 		s.settle(Answer{Err: grpcend.ErrPanicked})
 	}()
-	s.mu.Lock()
-	opened := s.opened
-	s.mu.Unlock()
 	var answer Answer
-	if opened {
+	if s.begun {
 		answer = s.driver.Resume()
 	} else {
+		s.begun = true
 		answer = s.driver.Make()
 	}
 	returned = true

@@ -192,7 +192,6 @@ func (s *Stream) open(t *try) {
 			s.kept.Drop()
 		}
 	}
-	s.opened = true
 	if !t.dropped && (!s.settled || s.answer.Err == nil) {
 		s.current = t
 		s.shortenLocked()
