@@ -310,3 +310,39 @@ func TestTemplateWithDial(t *testing.T) {
 		}
 	})
 }
+
+// A host outside the mesh is dialled by the name that the documents were asked about, and not by the one that it looks like.
+func TestHostsThatLookLikeOthers(t *testing.T) {
+	var mu sync.Mutex
+	var dialled []string
+	m := newMesh(t, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: api}
+spec:
+  hosts: [api, api.example, 10.0.0.7]
+  http: [{directResponse: {status: 418}}]
+`, mesh.WithDiscovery(discovery.Static{}), mesh.WithTransport(&http.Transport{DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		dialled = append(dialled, address)
+		return nil, errors.New("not dialled")
+	}}))
+	for url, want := range map[string]string{
+		"http://\uff41pi/":                 "xn--pi-bz3n:80",         // a wide a
+		"http://ap\u00adi/":                "xn--api-hfa:80",         // a soft hyphen
+		"http://api\u3002example/":         "xn--apiexample-ph3i:80", // an ideographic full stop
+		"http://b\u00fccher.example:8080/": "xn--bcher-kva.example:8080",
+	} {
+		dialled = nil
+		a, err := try(m.Client(), url)
+		if err == nil || len(dialled) != 1 || dialled[0] != want {
+			t.Errorf("GET %s = %d, %v, dialled %q, want %s", url, a.status, err, dialled, want)
+		}
+	}
+	for _, url := range []string{"http://10.0.0.7/", "http://[::ffff:10.0.0.7]/", "http://[::ffff:a00:7]/", "http://API.example./"} {
+		if a := get(t, m.Client(), url); a.status != 418 {
+			t.Errorf("GET %s = %d, want what the document of the address prescribes", url, a.status)
+		}
+	}
+}

@@ -17,7 +17,7 @@ import (
 // Endpoint is one instance of a service: where it listens and what is known about it. Endpoints are values; the Labels map
 // and the Ports slice are shared and must not be changed once published.
 type Endpoint struct {
-	// Address is an IP address or a host name, without port.
+	// Address is an IP address or a host name, without port and brackets.
 	Address string
 
 	// Port is dialled for every service port that Ports does not name. 0 means the port the caller asked for.

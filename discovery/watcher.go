@@ -3,7 +3,9 @@ package discovery
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 )
 
@@ -129,6 +131,11 @@ func validate(endpoints []Endpoint) ([]Endpoint, error) {
 func (e *Endpoint) check() error {
 	if e.Address == "" {
 		return errors.New("it has no address")
+	}
+	if strings.IndexByte(e.Address, ':') >= 0 {
+		if _, err := netip.ParseAddr(e.Address); err != nil {
+			return fmt.Errorf("%q is neither an IP address nor a host name: it has no brackets, and the port is in Port", e.Address)
+		}
 	}
 	if !isPort(e.Port) {
 		return fmt.Errorf("%s has port %d", e.Address, e.Port)

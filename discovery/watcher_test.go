@@ -188,6 +188,10 @@ func TestWatcher_LeavesOutInvalidEndpoints(t *testing.T) {
 			at("10.0.0.3", -1),
 			{Address: "10.0.0.4", Ports: []discovery.Port{{Number: 80, Target: 70000}}},
 			at("10.0.0.5", 65535),
+			at("10.0.0.6:80", 80),
+			at("[::1]", 80),
+			at("::1", 80),
+			at("fe80::1%eth0", 80),
 		}
 		var l log
 		var reported []string
@@ -196,8 +200,8 @@ func TestWatcher_LeavesOutInvalidEndpoints(t *testing.T) {
 		})
 		defer w.Close()
 		w.Subscribe(orders, l.update)
-		l.want(t, "set 10.0.0.1:80 10.0.0.5:65535")
-		if len(reported) != 4 || !strings.Contains(reported[1], "10.0.0.2 has port 65536") {
+		l.want(t, "set 10.0.0.1:80 10.0.0.5:65535 [::1]:80 [fe80::1%eth0]:80")
+		if len(reported) != 6 || !strings.Contains(reported[1], "10.0.0.2 has port 65536") {
 			t.Errorf("reported %q, want the four invalid ones", reported)
 		}
 		if endpoints[1].Address != "" {

@@ -144,7 +144,7 @@ func hostname(authority string) string {
 		host = strings.TrimSuffix(inner, "]")
 	}
 	if ip, err := netip.ParseAddr(host); err == nil {
-		return ip.String()
+		return ip.Unmap().String() // ::ffff:10.0.0.7 leads to 10.0.0.7
 	}
 	return strings.TrimSuffix(strings.ToLower(host), ".")
 }

@@ -316,6 +316,13 @@ func (c *call) Bytes() (sent, received int64) {
 // Outside implements engine.Adapter.
 func (c *call) Outside(ctx context.Context) (err error) {
 	c.sent = c.request(ctx)
+	if host := field.ASCII(c.sent.URL.Host); host != c.sent.URL.Host {
+		// net/http would take characters for others that look alike, and dial a host that documents were not asked about.
+		sent, u := *c.sent, *c.sent.URL
+		u.Host = host
+		sent.URL = &u
+		c.sent = &sent
+	}
 	c.resp, err = c.Engine().Template().Outside().RoundTrip(c.sent)
 	c.answered = err == nil
 	return err
