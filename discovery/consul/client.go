@@ -20,8 +20,10 @@ import (
 //     entries, 4 MiB of anything else, and half a million objects of JSON at most. More is an error;
 //   - puts only the beginning of an error's text into its own errors, without the token.
 //
-// So use HTTPS if there are many services or processes. A program needs one client. Any other *api.Client works too, without
-// these bounds.
+// So use HTTPS if there are many services or processes. A program needs one client.
+//
+// Any other *api.Client works too, without these bounds, and nothing can add them: it hides its http.Client. A program that makes its own
+// trusts the agent with its memory (an answer, or the text of an error, may have any length) and with its token (a redirect is followed).
 func NewClient(config *api.Config) (*api.Client, error) {
 	return consul.NewClient(config)
 }

@@ -34,7 +34,8 @@ const settle = 100 * time.Millisecond
 // does, because Consul leaves out what a token may not read. A token that has lost rights, or is missing where one is needed, is reported
 // as an error, and the entries stay as they were. If Consul has no entries, mesh.WithEmptyPolicy is needed.
 type Feed struct {
-	// Client asks the agent. nil means one for the environment (CONSUL_HTTP_ADDR and so on), as discovery/consul makes it.
+	// Client asks the agent. nil means one for the environment (CONSUL_HTTP_ADDR and so on), as discovery/consul makes it. NewClient there
+	// says what any other client does not bound.
 	Client *api.Client
 }
 

@@ -33,7 +33,8 @@ type Intentions struct {
 	// Service is the name of the service, with its case. It must be set.
 	Service string
 
-	// Client asks the agent. nil means one for the environment (CONSUL_HTTP_ADDR and so on), as discovery/consul makes it.
+	// Client asks the agent. nil means one for the environment (CONSUL_HTTP_ADDR and so on), as discovery/consul makes it. NewClient there
+	// says what any other client does not bound.
 	Client *api.Client
 }
 

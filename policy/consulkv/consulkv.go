@@ -51,7 +51,7 @@ type Store struct {
 	Prefix string
 
 	// Client is how Consul is reached; nil means the agent that the environment names (CONSUL_HTTP_ADDR and so on), as
-	// discovery/consul.NewClient(nil).
+	// discovery/consul.NewClient(nil). NewClient says what any other client does not bound.
 	Client *api.Client
 
 	// Alone judges each document by itself, also when the mesh starts: see [policy.Source]. By default one bad document keeps all of them

@@ -32,7 +32,8 @@ type Source struct {
 	// registered or not. It must be set.
 	Service string
 
-	// Client talks to the agent. nil is a client of the environment, as discovery/consul.NewClient(nil) makes it.
+	// Client talks to the agent. nil is a client of the environment, as discovery/consul.NewClient(nil) makes it. NewClient says what any
+	// other client does not bound.
 	Client *api.Client
 }
 
