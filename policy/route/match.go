@@ -137,10 +137,11 @@ func (k *headerKey) of(r *Request) (value string, present bool) {
 
 // matcher is a compiled [Match]. Most have a condition on the path and no other, and there may be thousands of them.
 type matcher struct {
-	uri  stringMatcher
-	port int32
-	span int32     // the length of the prefix of the path that a rewrite replaces, or whole
-	more *matchers // the other conditions; nil if there are none
+	uri      stringMatcher
+	prefixed bool // uri only compares the start of the path, as most do
+	port     uint16
+	span     int32     // the length of the prefix of the path that a rewrite replaces, or whole
+	more     *matchers // the other conditions; nil if there are none
 }
 
 // matchers are the conditions of a [Match] besides those on the path and the port.
@@ -156,7 +157,15 @@ const whole = -1
 const defaultSpan = int32(len("/"))
 
 func (m *matcher) match(r *Request) bool {
-	return (m.port == 0 || int(m.port) == r.Port) && m.uri.match(r.Path) && (m.more == nil || m.more.match(r))
+	switch {
+	case !m.prefixed:
+		if !m.uri.match(r.Path) {
+			return false
+		}
+	case !strings.HasPrefix(r.Path, m.uri.value):
+		return false
+	}
+	return (m.port == 0 || int(m.port) == r.Port) && (m.more == nil || m.more.match(r))
 }
 
 func (m *matchers) match(r *Request) bool {
@@ -177,7 +186,7 @@ func (m *matchers) match(r *Request) bool {
 }
 
 func compileMatch(m *Match, known expressions, report reporter) matcher {
-	c := matcher{port: int32(m.Port)}
+	c := matcher{port: uint16(m.Port)}
 	if m.Port < 0 || m.Port > 65535 {
 		report("Port", fmt.Errorf("%d is not a port", m.Port))
 	}
@@ -200,6 +209,7 @@ func compileMatch(m *Match, known expressions, report reporter) matcher {
 			report(f.name, err)
 		}
 	}
+	c.prefixed = c.uri.kind == Prefix && !c.uri.fold && !c.uri.line
 	switch m.URI.Kind {
 	case Any:
 		c.span = defaultSpan
