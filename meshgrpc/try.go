@@ -117,10 +117,11 @@ func (t *try) begin(ctx context.Context, c *call, limit time.Duration, n int) bo
 		t.limit.StartTry(ctx, limit, false)
 		ctx = t.limit
 	}
+	t.held = true
 	if t.rest = c.Acquire(ctx, &t.Attempt, n); t.rest != nil {
+		t.held = false
 		return false
 	}
-	t.held = true
 	header, observed := c.sent.header, c.Engine().HeadersObserved()
 	if n > 1 || observed {
 		header = header.Clone()

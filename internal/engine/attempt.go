@@ -34,20 +34,14 @@ type Attempt struct {
 }
 
 // Acquire begins the n-th attempt, counted from 1: it passes the limits and the circuit, and picks an endpoint and the
-// connections to it. ctx is the context of the attempt. If Acquire fails, nothing is held, and the attempt is over.
+// connections to it. ctx is the context of the attempt. If Acquire fails, nothing is held, and the attempt is over. If it panics, as an
+// observer may, the caller abandons the attempt.
 func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) error {
-	a.call = c
-	var err error
-	if c.cluster.failover == nil {
-		err = a.acquire(ctx, c.cluster, n)
-	} else {
-		err = a.acquireFirst(ctx, n)
+	a.call, a.cluster = c, c.cluster
+	if c.cluster.failover != nil {
+		return a.acquireFirst(ctx, n)
 	}
-	if err != nil {
-		return err
-	}
-	c.sent++
-	return nil
+	return a.acquire(ctx, c.cluster, n)
 }
 
 // time returns the time at which the attempt is sent, and records it. The clock is read only if time has passed since the call began:
@@ -84,25 +78,21 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 			c.late = true
 		}
 	}
-	acquired := false
-	defer func() {
-		if !acquired { // no endpoint, a panic or a Goexit
-			a.give(breaker.NoResult, breaker.Ignored)
-		}
-	}()
 
 	// 9. The circuit belongs to the whole destination, so an attempt that it refuses is not worth retrying.
 	if cluster.circuit != nil {
 		if a.lease, err = cluster.circuit.Allow(); err != nil {
+			a.give(breaker.NoResult, breaker.Ignored)
 			return refuse(LayerBreaker, FlagOverflow, err)
 		}
 	}
 
 	// 10 and 11. An endpoint, and the connections to it.
 	if err := a.pick(ctx, a.time(n)); err != nil {
+		a.give(breaker.NoResult, breaker.Ignored)
 		return err
 	}
-	acquired = true
+	c.sent++
 	return nil
 }
 
@@ -116,21 +106,27 @@ func overflow(err error) error {
 
 // pick chooses an endpoint of the cluster, and the connections to it.
 func (a *Attempt) pick(ctx context.Context, now time.Time) error {
-	c := a.call
+	c, cluster := a.call, a.cluster
 	if c.last != nil && c.avoidsTried() {
 		c.tried = append(c.tried, c.last.ID())
 	}
-	info := balancer.PickInfo{Hash: c.hash, HasHash: c.hashed, Now: now, Tried: c.tried}
-	h, waited, err := a.cluster.pick(ctx, c.slow, &info)
-	if err != nil {
-		return err
+	if cluster.outlier != nil && (a.sent != 0 || cluster.swept.Load() != c.start.read) { // otherwise an earlier call has, at the same time
+		cluster.swept.Store(c.start.read)
+		cluster.outlier.Sweep(now)
 	}
-	if waited {
+	info := balancer.PickInfo{Hash: c.hash, HasHash: c.hashed, Now: now, Tried: c.tried}
+	h, err := cluster.balancer.Pick(info)
+	if err != nil {
+		if h, err = cluster.pickLater(ctx, err, c.slow, info); err != nil {
+			return err
+		}
 		c.late = true
 		now = a.time(1)
 	}
-	a.endpoint, c.last = h.Value().(*endpoint), h
-	if a.conns, err = a.endpoint.enter(c.engine, now, c.ownTLS); err != nil {
+	c.last = h
+	e := h.Value().(*endpoint)
+	a.endpoint = e
+	if a.conns, err = e.enter(c.engine, now, c.ownTLS); err != nil {
 		return refuse(LayerIdentity, FlagConnectFailure, err)
 	}
 	return nil
@@ -189,9 +185,13 @@ func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, room *[1]str
 func (a *Attempt) Answered(status int) {
 	a.status = int32(status)
 	if a.timesAnswers {
-		a.latency = a.call.start.elapsed() - a.Sent()
-		a.lease.Answered()
+		a.answered()
 	}
+}
+
+func (a *Attempt) answered() {
+	a.latency = a.call.start.elapsed() - a.Sent()
+	a.lease.Answered()
 }
 
 // Reports reports whether the balancer uses the load that endpoints report.
@@ -258,20 +258,64 @@ func (a *Attempt) Abandon() {
 	a.finish(breaker.NoResult, breaker.Ignored, nil)
 }
 
-// finish releases everything and tells the observers.
+// finish releases everything and tells the observers. Each step forgets what it gives back before it does so. So if an observer panics, the
+// steps that are left are still taken, and no other twice.
 func (a *Attempt) finish(result breaker.Result, outcome breaker.Outcome, err error) {
-	if a.observer == nil {
-		defer a.call.exit(a.cluster)
-		a.give(result, outcome)
-		return
-	}
+	over := false
+	defer func() {
+		if !over {
+			a.finish(breaker.NoResult, outcome, err)
+		}
+	}()
 	peerID := ""
-	if a.conns != nil {
+	if a.observer != nil && a.conns != nil {
 		peerID = a.conns.ProvenID()
 	}
-	defer a.observeEnd(peerID, err)
-	defer a.call.exit(a.cluster)
 	a.give(result, outcome)
+	if member, own := a.cluster, a.call.cluster; member != own {
+		a.cluster = own
+		member.leave()
+	}
+	if over = true; a.observer != nil {
+		a.observeEnd(peerID, err)
+	}
+}
+
+// give releases everything except the place in the cluster. The endpoint and the circuit learn the result before another call gets the slot.
+func (a *Attempt) give(result breaker.Result, outcome breaker.Outcome) {
+	if result != breaker.NoResult {
+		a.report(result)
+	}
+	a.lease.Done(outcome)
+	a.leave(outcome == breaker.Failure)
+	slot := a.slot
+	a.slot = limit.Slot{}
+	slot.Release()
+}
+
+// report tells outlier detection how the endpoint did, and discovery that it may be gone.
+func (a *Attempt) report(result breaker.Result) {
+	if result == breaker.ConnectFailure {
+		a.cluster.refresh()
+	}
+	if a.endpoint != nil && a.endpoint.tracker != nil {
+		a.endpoint.tracker.Report(result)
+	}
+}
+
+// leave leaves the endpoint.
+func (a *Attempt) leave(failed bool) {
+	e, conns := a.endpoint, a.conns
+	a.endpoint, a.conns = nil, nil
+	if e != nil {
+		if failed && a.latency == 0 && a.timesAnswers {
+			a.latency = a.call.start.elapsed() - a.Sent() // until it failed
+		}
+		e.host.Release(a.latency, failed)
+	}
+	if conns != nil {
+		conns.Leave()
+	}
 }
 
 // judge returns how a failure counts for the endpoint and for the destination.
@@ -291,38 +335,4 @@ func (a *Attempt) judge(kind failure.Kind) (breaker.Result, breaker.Outcome) {
 		return breaker.ConnectFailure, breaker.Failure
 	}
 	return breaker.Reset, breaker.Failure
-}
-
-// give releases everything except the place in the cluster, even if an observer of ejections or circuits panics.
-func (a *Attempt) give(result breaker.Result, outcome breaker.Outcome) {
-	defer a.slot.Release()
-	defer a.lease.Done(outcome)
-	defer a.leave(outcome == breaker.Failure)
-	a.report(result)
-}
-
-// report tells outlier detection how the endpoint did, and discovery that it may be gone.
-func (a *Attempt) report(result breaker.Result) {
-	if result == breaker.ConnectFailure {
-		a.cluster.refresh()
-	}
-	if a.endpoint != nil {
-		if tracker := a.endpoint.tracker; tracker != nil {
-			tracker.Report(result)
-		}
-	}
-}
-
-// leave leaves the endpoint.
-func (a *Attempt) leave(failed bool) {
-	if a.endpoint != nil {
-		if failed && a.latency == 0 && a.timesAnswers {
-			a.latency = a.call.start.elapsed() - a.Sent() // until it failed
-		}
-		a.endpoint.host.Release(a.latency, failed)
-	}
-	if a.conns != nil {
-		a.conns.Leave()
-	}
-	a.endpoint, a.conns = nil, nil
 }

@@ -132,8 +132,10 @@ func (c *Call) Serve(wait context.Context, req *Request, a Adapter) (answer *Ref
 	}()
 	c.adapter = a
 	err = c.serve(wait, req, a)
-	returned = true
-	return c.served(err)
+	if returned = true; err != nil {
+		return c.served(err)
+	}
+	return nil, nil
 }
 
 // ErrSuspended is returned by Send of an adapter that does not wait for the response: the call goes on with [Call.Resume].
@@ -190,19 +192,24 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 		return err
 	}
 
+	r := c.rule.Route
 	// 3. The rate limit and the fault act once per call, outside the retries: a refusal or an injected failure is an answer.
 	if !c.passed {
 		if rate := c.cluster.rate; rate != nil && !rate.Allow() {
 			return prescribe(LayerLimit, FlagRateLimited, limit.ErrRateLimited, AnswerRateLimited)
 		}
-		if err := c.injectFault(wait); err != nil {
-			return err
+		if f := &r.Fault; f.Delay.Fraction != 0 || f.Abort.Fraction != 0 {
+			if err := c.injectFault(wait); err != nil {
+				return err
+			}
 		}
 		c.passed = true
 	}
 
 	// 4. The deadline covers all that follows. It is the route's, unless the caller's comes first.
-	c.beginLimits()
+	if limits := (deadline.Limits{Request: r.Timeout, BodyIdle: c.cluster.config.bodyIdle}); limits != (deadline.Limits{}) {
+		c.beginLimits(limits)
+	}
 
 	// 5. The rewrites, and then the hash key of the result.
 	if err := a.Prepare(c.backend, int(c.match)); err != nil {
@@ -215,7 +222,7 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	}
 
 	// 6. A call that gets this far is mirrored, whatever becomes of it later.
-	if len(c.rule.Route.Mirrors) > 0 {
+	if len(r.Mirrors) > 0 {
 		a.Mirror(c.rule)
 	}
 
@@ -245,9 +252,6 @@ func (c *Call) exhausted() {
 
 // injectFault delays or answers the share of the calls for which the route says so.
 func (c *Call) injectFault(ctx context.Context) error {
-	if f := &c.rule.Route.Fault; f.Delay.Fraction == 0 && f.Abort.Fraction == 0 {
-		return nil
-	}
 	injected := c.rule.Route.Fault.Decide(nil)
 	if injected.Delay > 0 {
 		c.flags |= FlagDelayInjected
@@ -264,16 +268,13 @@ func (c *Call) injectFault(ctx context.Context) error {
 	return nil
 }
 
-func (c *Call) beginLimits() {
-	limits := deadline.Limits{Request: c.rule.Route.Timeout, BodyIdle: c.cluster.config.bodyIdle}
-	if limits != (deadline.Limits{}) {
-		now := c.start.time()
-		if c.late {
-			now = now.Add(c.start.elapsed())
-		}
-		c.limits = c.adapter.NewLimits()
-		c.ctx = c.limits.BeginAt(c.ctx, limits, now, c.waited)
+func (c *Call) beginLimits(limits deadline.Limits) {
+	now := c.start.time()
+	if c.late {
+		now = now.Add(c.start.elapsed())
 	}
+	c.limits = c.adapter.NewLimits()
+	c.ctx = c.limits.BeginAt(c.ctx, limits, now, c.waited)
 }
 
 // endLimits ends the limits of a call that got no response. It returns their error if they ended it, and err otherwise.
@@ -331,7 +332,9 @@ func (c *Call) End(status int, err error, last *Attempt) {
 	if err != nil {
 		c.flags |= flagsOf(c.failure(err), c.timedOut()) // before the limits end the context
 	}
-	_ = c.endLimits(nil)
+	if c.limits != nil {
+		_ = c.endLimits(nil)
+	}
 	c.finish(status, err, last)
 }
 

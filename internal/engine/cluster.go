@@ -63,6 +63,8 @@ type cluster struct {
 	unselected atomic.Int64 // endpoints that are not in the subset
 	unserving  atomic.Int64 // endpoints of the subset that do not serve the port
 
+	swept atomic.Pointer[time.Time] // the clock's reading at the last sweep of outlier
+
 	updating sync.Mutex // held while the endpoints change, so that none are added after the end
 
 	told told
@@ -336,32 +338,27 @@ func (c *cluster) first(ctx context.Context) error {
 	return nil
 }
 
-// pick chooses an endpoint, and waits for endpoints if there are none yet. slow says that the call has already waited for them
-// in vain. waited says that pick has. An error is a refusal, by discovery if pick waited for it.
-func (c *cluster) pick(ctx context.Context, slow bool, info *balancer.PickInfo) (h *balancer.Host, waited bool, err error) {
-	if c.outlier != nil {
-		c.outlier.Sweep(info.Now)
-	}
-	if h, err = c.balancer.Pick(*info); err == nil {
-		return h, false, nil
-	}
-	if err == balancer.ErrNoEndpoints {
+// pickLater chooses an endpoint after a pick has failed with an error, once there are any. slow says that the call has already waited for them
+// in vain. The error is a refusal, by discovery if pickLater waited for it.
+func (c *cluster) pickLater(ctx context.Context, failed error, slow bool, info balancer.PickInfo) (*balancer.Host, error) {
+	if failed == balancer.ErrNoEndpoints {
 		// There may be none, or none yet.
 		if slow {
-			return nil, false, undiscovered(ctx, errDiscoverySlow)
+			return nil, undiscovered(ctx, errDiscoverySlow)
 		}
 		if err := c.wait(ctx); err != nil {
-			return nil, true, undiscovered(ctx, err)
+			return nil, undiscovered(ctx, err)
 		}
 		info.Now = time.Time{}
-		if h, err = c.balancer.Pick(*info); err == nil {
-			return h, true, nil
+		var h *balancer.Host
+		if h, failed = c.balancer.Pick(info); failed == nil {
+			return h, nil
 		}
 	}
-	if err == balancer.ErrNoEndpoints {
-		err = c.noEndpoints()
+	if failed == balancer.ErrNoEndpoints {
+		failed = c.noEndpoints()
 	}
-	return nil, true, refuse(LayerBalancer, FlagNoHealthyUpstream, err)
+	return nil, refuse(LayerBalancer, FlagNoHealthyUpstream, failed)
 }
 
 // noEndpoints returns the error of a cluster without endpoints.

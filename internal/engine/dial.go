@@ -80,15 +80,16 @@ func (c *Call) dial(network, address string, port int, d *Dialled) (conn net.Con
 // before.
 func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 	a := new(Attempt)
-	if err := c.Acquire(c.ctx, a, n); err != nil {
-		return nil, err
-	}
 	settled := false
 	defer func() {
-		if !settled { // a panic in the dialer
+		if !settled { // a panic in the dialer, or of an observer
 			a.Abandon()
 		}
 	}()
+	if err := c.Acquire(c.ctx, a, n); err != nil {
+		settled = true
+		return nil, err
+	}
 	d.Endpoint = a.endpoint.host.Endpoint()
 	conn, expires, err := a.conns.Connect(c.ctx)
 	settled = true

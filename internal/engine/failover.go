@@ -73,6 +73,7 @@ func (a *Attempt) acquireOf(ctx context.Context, target route.Target, n int, usa
 	defer func() {
 		if !entered {
 			c.exit(member)
+			a.cluster = c.cluster // so that it is not left again
 		}
 	}()
 	if err = usable(member, ctx); err != nil {

@@ -97,11 +97,8 @@ type denial struct {
 	until time.Time
 }
 
-// outside reports whether the host is treated as outside the mesh now.
+// outside reports whether the host, which no document names, is treated as outside the mesh now.
 func (h *host) outside(now moment) bool {
-	if h.Known {
-		return false
-	}
 	d := h.denied.Load()
 	return !h.mine || d != nil && now.time().Before(d.until)
 }
@@ -133,6 +130,11 @@ func (h *host) policy(rule *route.Rule) *retry.Policy {
 	if h.policies == nil {
 		return rule.Retry
 	}
+	return h.protected(rule)
+}
+
+// protected returns the retry policy of a rule, changed by the host's protection.
+func (h *host) protected(rule *route.Rule) *retry.Policy {
 	p := h.protection
 	if policy, ok := h.policies.Load(rule); ok {
 		return policy.(*retry.Policy)
@@ -251,7 +253,10 @@ func newHostCache(e *Engine, plan *policy.Plan) *hostCache {
 // lookup returns the host that routes a call. It is the one that the authority names, if a document names it too, and the
 // dialled host otherwise. The port is the dialled host's in any case.
 func (c *hostCache) lookup(r *Request) *host {
-	asked := c.get(r.Scheme, r.Host)
+	asked := c.of(r.Scheme).get(r.Host)
+	if asked == nil {
+		asked = c.add(r.Scheme, r.Host)
+	}
 	if r.Authority == "" || r.Authority == r.Host {
 		return asked
 	}
@@ -266,12 +271,25 @@ func (c *hostCache) lookup(r *Request) *host {
 }
 
 func (c *hostCache) get(scheme, authority string) *host {
-	hosts, port := &c.plain, "80"
-	if scheme == "https" {
-		hosts, port = &c.secure, "443"
-	}
-	if h := hosts.get(authority); h != nil {
+	if h := c.of(scheme).get(authority); h != nil {
 		return h
+	}
+	return c.add(scheme, authority)
+}
+
+// of returns the hosts of a scheme.
+func (c *hostCache) of(scheme string) *cachedHosts {
+	if scheme == "https" {
+		return &c.secure
+	}
+	return &c.plain
+}
+
+// add makes a host that is not cached, and caches it.
+func (c *hostCache) add(scheme, authority string) *host {
+	port := "80"
+	if scheme == "https" {
+		port = "443"
 	}
 	authority = strings.Clone(authority) // the cache must not keep the header that it may be part of in memory
 	if _, own, err := net.SplitHostPort(authority); err == nil {
@@ -297,7 +315,7 @@ func (c *hostCache) get(scheme, authority string) *host {
 	if len(authority) > longestCached {
 		return h
 	}
-	return hosts.put(authority, h)
+	return c.of(scheme).put(authority, h)
 }
 
 // withPort returns an authority with a port: its own, or the given one if it has none.

@@ -17,12 +17,12 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 		c.host = v.hosts.lookup(req)
 		c.target, c.rule, c.backend = nil, nil, nil // of an earlier view
 		req.Port = c.host.port
-		if c.kind != Copied && c.host.outside(c.start) { // a copy belongs where its original does
+		// If no document names the host, it belongs to the mesh only if discovery knows it. A copy belongs where its original does.
+		certain := c.kind == Copied || c.host.Known
+		if !certain && c.host.outside(c.start) {
 			return c.leaveMesh()
 		}
-		// If no document names the host, it belongs to the mesh only if discovery knows it.
-		certain := c.kind == Copied || c.host.Known
-		if c.kind == Routed && !certain && c.host.Routes != nil {
+		if !certain && c.kind == Routed && c.host.Routes != nil {
 			// A wildcard routes the host, if it is a service.
 			if current, err := c.enter(v, req); err != nil {
 				return err

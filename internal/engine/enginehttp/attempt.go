@@ -7,8 +7,8 @@ import (
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
-	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/outgoing"
 )
@@ -29,9 +29,9 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		t = new(try)
 	}
 	t.call = c
-	acquired, sent, over := false, false, false
+	over, sent := false, false
 	defer func() {
-		if acquired && !over { // a panic or a Goexit
+		if !over { // a panic or a Goexit
 			t.Abandon()
 		}
 		if !sent {
@@ -42,9 +42,9 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	err := c.Acquire(wait, &t.Attempt, n)
 	stop()
 	if err != nil {
+		over = true
 		return nil, err
 	}
-	acquired = true
 	at, limited := c.Context().Deadline()
 	if limited {
 		var room *[1]string
@@ -54,12 +54,23 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	if c.Observed() {
 		req = c.observe(t, req, n, n > 1 || limited)
 	}
+	if c.limited != nil {
+		c.lend(t.Connections())
+	}
 	c.sent, sent = req, true
-	resp, err := c.exchange(req, t)
+	resp, err := t.Connections().RoundTrip(req, req != c.req && req != c.out)
 	over = true
 	if err != nil {
 		return nil, t.Attempt.End(err)
 	}
+	t.answered(req, resp)
+	t.watch(resp, n)
+	return resp, nil
+}
+
+// answered notes how the endpoint answers the request of an attempt.
+func (t *try) answered(req *http.Request, resp *http.Response) {
+	c := t.call
 	if req.Method == http.MethodPost && field.IsGRPC(resp.Header) { // as all calls of gRPC are
 		t.grpc = resp
 	}
@@ -77,8 +88,6 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	if resp.ProtoMajor != 1 && req.Body != nil && req.Body != http.NoBody {
 		c.lent = false // a server may answer before it has taken the whole body, which then waits for the end of the context
 	}
-	t.watch(resp, n)
-	return resp, nil
 }
 
 // watch has the n-th attempt end with the body of resp.
@@ -149,44 +158,41 @@ func (c *call) observe(t *try, req *http.Request, n int, own bool) *http.Request
 	return o.Of(req, ctx)
 }
 
-// exchange sends the request of an attempt and waits for the answer.
-func (c *call) exchange(req *http.Request, t *try) (*http.Response, error) {
-	if limits := c.Limits(); limits != nil && limits.Began() && !c.Observed() && c.tries == 1 {
-		c.lend(t.Connections().Signals())
+// lend lends the context of the only attempt so far what it needs, unless observers have it. Nobody but net/http waits for that context while the
+// attempt is under way, and at the end of the response net/http has no use for it any more.
+func (c *call) lend(conns *sockets.Connections) {
+	if !c.limited.Began() || c.Observed() || c.tries != 1 {
+		return
 	}
-	return t.Connections().RoundTrip(req, req != c.req && req != c.out)
-}
-
-// lend lends the context of the only attempt so far what it needs. Nobody but net/http waits for that context while the attempt is under
-// way, and at the end of the response net/http has no use for it any more.
-func (c *call) lend(from *deadline.Signals) {
 	switch first := &c.limited.first.Context; {
 	case first.Follows():
 		c.lent = true
-		first.Lend(from)
+		first.Lend(conns.Signals())
 	case !first.Limited() && !caller.ToWatch(c.req):
 		c.lent = true
-		c.Limits().Lend(from)
+		c.Limits().Lend(conns.Signals())
 	}
 }
 
-// End implements body.Ender: it reports the outcome of the attempt.
+// End implements body.Ender: it reports the outcome of the attempt. If it is the last one, the call ends, too, even if an observer of the
+// attempt panics.
 func (t *try) End(err error) {
 	if t.grpc != nil && err == nil {
 		if code, ok := grpcCode(t.grpc); ok {
 			t.GRPC(code)
 		}
 	}
-	t.finish(err)
-	t.call.release() // not after a panic: see do
-}
-
-// finish ends the attempt and, if it is the last one, the call, even if an observer of the attempt panics.
-func (t *try) finish(err error) {
-	if t.last {
-		defer t.call.end(err)
-	}
+	returned := false
+	defer func() {
+		if t.last {
+			t.call.end(err)
+		}
+		if returned { // not after a panic: see do
+			t.call.release()
+		}
+	}()
 	_ = t.Attempt.End(err) // the reader of the body already has the error
+	returned = true
 }
 
 // grpcCode returns the status of a gRPC response whose body has ended, if there is one and it has one.

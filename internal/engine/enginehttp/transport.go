@@ -59,7 +59,11 @@ func (t *Transport) mirror(to *route.Mirror, req *http.Request) (*http.Response,
 
 // do makes a call. A copy goes to a mirror.
 func (t *Transport) do(req *http.Request, kind engine.Kind, to *route.Mirror) (*http.Response, error) {
-	c := t.newCall(req)
+	c := calls.Get().(*call)
+	c.users, c.req = 1, req
+	if t.engine.HeadersObserved() {
+		c.observeHeaders(&t.sets)
+	}
 	resp, err := c.run(t.engine, kind, to)
 	c.release() // not after a panic: then nobody knows who still uses the call
 	return resp, err
@@ -109,18 +113,13 @@ type observed struct {
 	sets     *atomic.Int32                // of the Transport
 }
 
-// newCall returns the call of req. It has what observers of headers need only if there are any.
-func (t *Transport) newCall(req *http.Request) *call {
-	c := calls.Get().(*call)
-	c.users, c.req = 1, req
-	if t.engine.HeadersObserved() {
-		o := &struct { // not part of the call, which is reused
-			first outgoing.Request
-			inner body.Reader
-		}{}
-		c.observed.first, c.observed.sets, c.inner = &o.first, &t.sets, &o.inner
-	}
-	return c
+// observeHeaders gives the call what observers of headers need. It is not part of the call, which is reused.
+func (c *call) observeHeaders(sets *atomic.Int32) {
+	o := &struct {
+		first outgoing.Request
+		inner body.Reader
+	}{}
+	c.observed.first, c.observed.sets, c.inner = &o.first, sets, &o.inner
 }
 
 // limited is what a call with limits needs, in one allocation, its first try included. Whoever has the context or the body may keep it.
@@ -161,7 +160,7 @@ var (
 
 // run makes the call, which lasts until the body of the response ends.
 func (c *call) run(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*http.Response, error) {
-	answer, err := c.start(e, kind, to)
+	answer, err := c.serve(e, kind, to)
 	if err != nil {
 		return nil, err
 	}
@@ -190,22 +189,18 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*http.
 	return resp, nil
 }
 
-// start takes the call up to its response. If nothing was sent, not even the body, that is closed, also after a panic of an observer.
-func (c *call) start(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*engine.Refusal, error) {
+// serve takes the call through the engine, up to its response. If nothing was sent, not even the body, that is closed, also after a panic of
+// an observer.
+func (c *call) serve(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*engine.Refusal, error) {
+	req, u := c.req, c.req.URL
 	defer func() {
 		if c.sent == nil {
 			body.CloseRequest(c.req)
 		}
 	}()
-	c.Begin(c.req.Context(), e, kind, c.req)
-	wait, stop := caller.Wait(c.Context(), c.req)
+	c.Begin(req.Context(), e, kind, req)
+	wait, stop := caller.Wait(c.Context(), req)
 	defer stop()
-	return c.serve(wait, to)
-}
-
-// serve takes the call through the engine.
-func (c *call) serve(wait context.Context, to *route.Mirror) (*engine.Refusal, error) {
-	req, u := c.req, c.req.URL
 	view := engine.Request{Host: u.Host}
 	view.Method, view.Scheme, view.Authority = req.Method, u.Scheme, req.Host
 	view.Path, view.RawQuery, view.Header = field.SentPath(u), u.RawQuery, req.Header
