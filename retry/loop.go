@@ -88,29 +88,23 @@ func (l *Loop) Do(req *http.Request, a Attempter) (*http.Response, Summary, erro
 	if l.Limiter.counts() {
 		return l.counted(req, a)
 	}
-	return l.start(req, a)
+	return l.do(req, a, nil)
 }
 
 // counted makes a call that the Limiter counts.
 func (l *Loop) counted(req *http.Request, a Attempter) (*http.Response, Summary, error) {
 	l.Limiter.calls.Add(1)
 	defer l.Limiter.calls.Add(-1)
-	return l.start(req, a)
-}
-
-func (l *Loop) start(req *http.Request, a Attempter) (*http.Response, Summary, error) {
-	config := &l.Policy.config
-	if config.Retries > 0 && req.Body != nil && req.Body != http.NoBody && req.GetBody == nil {
-		limit := config.BodyLimit
-		if req.ContentLength > int64(limit) {
-			limit = 0 // it will not fit, so do not begin
-		}
-		return l.doReplayed(req, a, newReplay(req.Body, limit))
-	}
 	return l.do(req, a, nil)
 }
 
-func (l *Loop) doReplayed(req *http.Request, a Attempter, r *replay) (*http.Response, Summary, error) {
+// replayed makes a call whose body can be read only once.
+func (l *Loop) replayed(req *http.Request, a Attempter) (*http.Response, Summary, error) {
+	limit := l.Policy.config.BodyLimit
+	if req.ContentLength > int64(limit) {
+		limit = 0 // it will not fit, so do not begin
+	}
+	r := newReplay(req.Body, limit)
 	panicked := true
 	defer func() { r.finish(panicked) }()
 	resp, summary, err := l.do(req, a, r)
@@ -118,7 +112,11 @@ func (l *Loop) doReplayed(req *http.Request, a Attempter, r *replay) (*http.Resp
 	return resp, summary, err
 }
 
+// do makes a call. r replays its body; nil if that is not necessary, or not yet known to be.
 func (l *Loop) do(req *http.Request, a Attempter, r *replay) (*http.Response, Summary, error) {
+	if r == nil && req.Body != nil && req.Body != http.NoBody && req.GetBody == nil && l.Policy.config.Retries > 0 {
+		return l.replayed(req, a)
+	}
 	var (
 		resp *http.Response
 		sent = req
