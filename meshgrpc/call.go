@@ -225,8 +225,9 @@ func (c *call) HashKey(key *balancer.HashKey) (value string, ok bool) {
 }
 
 // attempts implements Send of engine.Adapter: it makes attempts as long as the loop allows.
-func (c *call) attempts(ctx context.Context, loop retry.Loop, a attempter) (retry.Reason, error) {
+func (c *call) attempts(ctx context.Context, a attempter) (retry.Reason, error) {
 	c.Multiplexed()
+	loop := c.Loop()
 	if loop.Policy == nil { // a copy is not retried
 		a.Try(ctx, 0, 1)
 		return retry.Succeeded, c.last.failed()

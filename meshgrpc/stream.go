@@ -145,14 +145,16 @@ func (s *stream) End(err error) (instead error) {
 }
 
 // Send implements engine.Adapter.
-func (s *stream) Send(ctx context.Context, loop retry.Loop) (retry.Reason, error) {
+func (s *stream) Send(ctx context.Context) (retry.Reason, error) {
+	loop := s.Loop()
 	s.replayed.Follow(loop.Policy)
 	s.Multiplexed()
 	return s.result(ctx, s.series.Begin(ctx, &loop, s))
 }
 
 // goOn goes on with Send, with the response to the last try.
-func (s *stream) goOn(ctx context.Context, loop retry.Loop) (retry.Reason, error) {
+func (s *stream) goOn(ctx context.Context) (retry.Reason, error) {
+	loop := s.Loop()
 	return s.result(ctx, s.series.Resume(ctx, &loop, s, s.outcome))
 }
 

@@ -96,8 +96,8 @@ func newUnary(e *engine.Engine) *unary {
 }
 
 // Send implements engine.Adapter.
-func (u *unary) Send(ctx context.Context, loop retry.Loop) (retry.Reason, error) {
-	return u.attempts(ctx, loop, u)
+func (u *unary) Send(ctx context.Context) (retry.Reason, error) {
+	return u.attempts(ctx, u)
 }
 
 // Try implements grpcreplay.Tries.

@@ -22,7 +22,7 @@ type Attempt struct {
 	lease    breaker.Lease
 	endpoint *endpoint
 	conns    *sockets.Connections
-	sent     int64 // nanoseconds from the start of the call; see time and observeEnd
+	sent     int64 // nanoseconds from the start of the call; see now and observeEnd
 	latency  time.Duration
 	observer AttemptObserver // nil if nobody observes
 	status   int32           // HTTP status of the answer, or its equivalent; 0 if there is none
@@ -44,18 +44,10 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) error {
 	return a.acquire(ctx, c.cluster, n)
 }
 
-// time returns the time at which the attempt is sent, and records it. The clock is read only if time has passed since the call began:
-// in another attempt, or in a wait.
-func (a *Attempt) time(n int) time.Time {
-	c := a.call
-	switch {
-	case n > 1 || c.late:
-		a.sent = int64(c.start.elapsed())
-		return c.start.time().Add(a.Sent())
-	case a.timesAnswers:
-		return c.start.time()
-	}
-	return c.start.roughly()
+// now reads the clock, and records the time as that at which the attempt is sent.
+func (a *Attempt) now() time.Time {
+	a.sent = int64(a.call.start.elapsed())
+	return a.call.start.time().Add(a.Sent())
 }
 
 // acquire takes what the attempt needs from a cluster, in which it is counted. If it fails, nothing is held.
@@ -87,8 +79,16 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 		}
 	}
 
-	// 10 and 11. An endpoint, and the connections to it.
-	if err := a.pick(ctx, a.time(n)); err != nil {
+	// 10 and 11. An endpoint, and the connections to it. The clock is read only if time has passed since the call began: in another
+	// attempt, or in a wait.
+	now := c.start.roughly()
+	switch {
+	case n > 1 || c.late:
+		now = a.now()
+	case a.timesAnswers:
+		now = c.start.time()
+	}
+	if err := a.pick(ctx, now); err != nil {
 		a.give(breaker.NoResult, breaker.Ignored)
 		return err
 	}
@@ -110,8 +110,7 @@ func (a *Attempt) pick(ctx context.Context, now time.Time) error {
 	if c.last != nil && c.avoidsTried() {
 		c.tried = append(c.tried, c.last.ID())
 	}
-	if cluster.outlier != nil && (a.sent != 0 || cluster.swept.Load() != c.start.read) { // otherwise an earlier call has, at the same time
-		cluster.swept.Store(c.start.read)
+	if a.sent != 0 && cluster.outlier != nil { // time has passed since the call entered the cluster
 		cluster.outlier.Sweep(now)
 	}
 	info := balancer.PickInfo{Hash: c.hash, HasHash: c.hashed, Now: now, Tried: c.tried}
@@ -121,7 +120,7 @@ func (a *Attempt) pick(ctx context.Context, now time.Time) error {
 			return err
 		}
 		c.late = true
-		now = a.time(1)
+		now = a.now()
 	}
 	c.last = h
 	e := h.Value().(*endpoint)
@@ -156,7 +155,7 @@ func (a *Attempt) Multiplexed() { a.cluster.multiplexed() }
 func (a *Attempt) Again(ctx context.Context) error {
 	a.leave(false)
 	a.call.late = true
-	if err := a.pick(ctx, a.time(1)); err != nil {
+	if err := a.pick(ctx, a.now()); err != nil {
 		if a.endpoint == nil {
 			a.call.exit(a.cluster)
 			a.cluster = a.call.cluster // so that it is not left again
@@ -199,12 +198,10 @@ func (a *Attempt) Reports() bool {
 	return a.reports && a.endpoint != nil
 }
 
-// ReportedHeader takes the load report out of the header of an answer, if the balancer uses it.
+// ReportedHeader takes the load report out of the header of an answer. It is called if Reports returns true.
 func (a *Attempt) ReportedHeader(h map[string][]string) {
-	if a.Reports() {
-		if load, ok := orca.Take(h); ok {
-			a.endpoint.host.Report(load.Utilization, load.Requests, load.Errors)
-		}
+	if load, ok := orca.Take(h); ok {
+		a.endpoint.host.Report(load.Utilization, load.Requests, load.Errors)
 	}
 }
 

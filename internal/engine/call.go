@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/refusal"
@@ -52,9 +53,9 @@ type Adapter interface {
 	// Mirror sends copies of the call to the mirrors of rule. Each is a call of the kind Copied.
 	Mirror(rule *route.Rule)
 
-	// Send makes the attempts, each with [Call.Acquire], for as long as the loop asks for them. ctx bounds them all. Copies
-	// are sent once, without a Policy in the loop. Its error may be ErrSuspended.
-	Send(ctx context.Context, loop retry.Loop) (retry.Reason, error)
+	// Send makes the attempts, each with [Call.Acquire], for as long as [Call.Loop] asks for them. ctx bounds them all. Copies
+	// are sent once. Its error may be ErrSuspended.
+	Send(ctx context.Context) (retry.Reason, error)
 
 	// NewLimits returns memory for the limits of the call.
 	NewLimits() *deadline.Call
@@ -86,13 +87,14 @@ type Call struct {
 	tried []string       // IDs of the endpoints of earlier attempts, if retries avoid them
 	last  *balancer.Host // of the last attempt
 
-	match  int32 // of rule
-	kind   Kind
-	ownTLS bool // the caller's URL asks for TLS
-	slow   bool // the call has waited for discovery as long as it may
-	late   bool // it may have waited for something: see Attempt.time
-	hashed bool // the call has a key for consistent hashing
-	passed bool // the call has passed stage 3
+	match   int32 // of rule
+	kind    Kind
+	ownTLS  bool // the caller's URL asks for TLS
+	derived bool // ctx is not the caller's, since an observer has derived another one
+	slow    bool // the call has waited for discovery as long as it may
+	late    bool // it may have waited for something: see Attempt.acquire
+	hashed  bool // the call has a key for consistent hashing
+	passed  bool // the call has passed stage 3
 
 	// How it went.
 	outside bool // it left the mesh
@@ -110,6 +112,7 @@ func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described any) {
 	c.engine, c.kind, c.ctx, c.start = e, kind, ctx, e.clock.now()
 	if e.hooks.Call != nil {
 		c.ctx, c.observer = e.hooks.Call(ctx, CallStart{Described: described, Start: c.start.time(), Mirror: kind == Copied})
+		c.derived = !caller.SameContext(c.ctx, ctx)
 	}
 }
 
@@ -143,14 +146,14 @@ var ErrSuspended = errors.New("the call goes on")
 
 // Resume goes on with a call for which Serve or Resume has returned ErrSuspended. send takes the place of Send, and may suspend the call
 // again. Resume returns what Serve would have returned.
-func (c *Call) Resume(send func(context.Context, retry.Loop) (retry.Reason, error)) (answer *Refusal, err error) {
+func (c *Call) Resume(send func(context.Context) (retry.Reason, error)) (answer *Refusal, err error) {
 	returned := false
 	defer func() {
 		if !returned {
 			c.abort()
 		}
 	}()
-	c.stopped, err = send(c.ctx, c.loop())
+	c.stopped, err = send(c.ctx)
 	c.exhausted()
 	returned = true
 	return c.served(err)
@@ -188,7 +191,7 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 		return a.Outside(c.ctx)
 	}
 	if c.kind == Copied {
-		_, err := a.Send(c.ctx, retry.Loop{})
+		_, err := a.Send(c.ctx)
 		return err
 	}
 
@@ -228,16 +231,19 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 
 	// 7. The retry loop. Each of its attempts passes stages 8 to 11, in Acquire.
 	var err error
-	c.stopped, err = a.Send(c.ctx, c.loop())
+	c.stopped, err = a.Send(c.ctx)
 	c.exhausted()
 	return err
 }
 
-// loop returns the retry loop of the call.
-func (c *Call) loop() retry.Loop {
+// Loop returns the retry loop of the call. It has no Policy for a copy.
+func (c *Call) Loop() retry.Loop {
+	if c.rule == nil {
+		return retry.Loop{}
+	}
 	loop := retry.Loop{Policy: c.host.policy(c.rule), Budget: c.cluster.budget, Limiter: c.cluster.limiter}
-	if c.limits != nil || c.observer != nil {
-		loop.Context = c.ctx // which may not be the request's
+	if c.limits != nil || c.derived {
+		loop.Context = c.ctx
 	}
 	return loop
 }

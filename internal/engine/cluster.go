@@ -59,11 +59,8 @@ type cluster struct {
 	answered   atomic.Bool // discovery has answered once, or need not
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
-	closed     atomic.Bool
 	unselected atomic.Int64 // endpoints that are not in the subset
 	unserving  atomic.Int64 // endpoints of the subset that do not serve the port
-
-	swept atomic.Pointer[time.Time] // the clock's reading at the last sweep of outlier
 
 	updating sync.Mutex // held while the endpoints change, so that none are added after the end
 
@@ -72,13 +69,18 @@ type cluster struct {
 	mu   sync.Mutex
 	subs []*discovery.Subscription // one, unless a document lists several names
 
+	seen atomic.Pointer[time.Time] // the reading of the clock that the last call saw: see notice
+	used atomic.Int64              // when that was, in Unix seconds
+
 	// Each call writes here, so this is not on a cache line with what calls only read.
-	calls atomic.Int64 // in flight, with the bit below
-	used  atomic.Int64 // when the last call began, in Unix seconds
+	calls atomic.Int64 // in flight, with the bits below
 }
 
-// clusterGone is set in cluster.calls when the cluster is closed and no call is left.
-const clusterGone = 1 << 62
+// Bits of cluster.calls.
+const (
+	clusterClosed = 1 << 61 // see close
+	clusterGone   = 1 << 62 // it is closed, and no call is left
+)
 
 // newClusterLocked builds the state of a target. Parts of the previous cluster of the same target, which may be nil, are kept
 // where their settings are the same.
@@ -159,34 +161,39 @@ func (c *cluster) protect(previous *cluster) (err error) {
 	return nil
 }
 
-// enter counts a call in. It returns false if the cluster is closed and has no endpoints any more: then there is a newer view.
-func (c *cluster) enter(now time.Time) bool {
+// enter counts a call in, which began after a reading of the clock. It returns false if the cluster is closed and has no endpoints any more: then there is a newer view.
+func (c *cluster) enter(read *time.Time) bool {
 	if c.calls.Add(1)&clusterGone != 0 {
 		c.calls.Add(-1)
 		return false
 	}
-	if second := now.Unix(); c.used.Load() != second {
-		c.used.Store(second)
+	if c.seen.Load() != read {
+		c.notice(read)
 	}
-	c.starting.Do(c.startForCall)
 	return true
 }
 
-// startForCall is start for the first call, which is counted out again if an observer panics.
-func (c *cluster) startForCall() {
-	started := false
+// notice does what is due since an earlier reading of the clock. So other calls need not look at the time. If an observer panics, the call is
+// counted out again.
+func (c *cluster) notice(read *time.Time) {
+	returned := false
 	defer func() {
-		if !started {
+		if !returned {
 			c.leave()
 		}
 	}()
-	c.start()
-	started = true
+	c.starting.Do(c.start)
+	c.used.Store(read.Unix())
+	if c.outlier != nil {
+		c.outlier.Sweep(*read)
+	}
+	c.seen.Store(read)
+	returned = true
 }
 
 // leave counts a call out. The last one of a closed cluster gives up its endpoints.
 func (c *cluster) leave() {
-	if c.calls.Add(-1) == 0 && c.closed.Load() {
+	if c.calls.Add(-1) == clusterClosed {
 		c.giveUp()
 	}
 }
@@ -271,7 +278,7 @@ func (c *cluster) refresh() {
 // close makes the cluster end with the last of its calls. Until then, calls may still wait for endpoints. It may be called more
 // than once.
 func (c *cluster) close() {
-	c.closed.Store(true)
+	c.calls.Or(clusterClosed)
 	c.giveUp()
 }
 
@@ -280,7 +287,7 @@ func (c *cluster) giveUp() {
 	c.mu.Lock()
 	subs := c.subs
 	c.mu.Unlock()
-	if !c.calls.CompareAndSwap(0, clusterGone) {
+	if !c.calls.CompareAndSwap(clusterClosed, clusterClosed|clusterGone) {
 		return
 	}
 	for _, sub := range subs {

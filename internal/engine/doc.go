@@ -25,7 +25,7 @@
 //
 // A call that Serve failed may be begun again after Renew, by a caller that waits until it can be sent. Serve calls the
 // methods of the adapter, in this order: Outside alone, for a host outside the mesh; or Prepare, HashKey if the destination
-// hashes, Mirror if the rule has mirrors, and Send. Send makes attempts as the retry.Loop that it is given permits:
+// hashes, Mirror if the rule has mirrors, and Send. Send makes attempts as the retry.Loop of the call permits:
 // retry.Loop.Do for requests of net/http; otherwise Budget.Deposit, and after each attempt that is to be retried
 // (Policy.Config().On) Loop.Next, or NextAfter where the server says when, and Limiter.Release when the next attempt has got
 // its answer. An attempt is:
@@ -35,7 +35,7 @@
 //	... a.Connections().Dial, or .Address and .TLS, and .OnClose ...
 //	err = a.Again(ctx)                      // if a library wants another endpoint before anything was sent
 //	a.Answered(status)                      // when the response begins; then Header, if e.Observed()
-//	err = a.End(err)                        // when it is over: exactly once, or Abandon if it was not sent
+//	err = a.End(err)                        // when it is over: exactly once, or Abandon if it was not sent, or Acquire panicked
 //
 // A protocol whose calls share connections says so with Multiplexed before it acquires. A streaming response is held to the
 // time limits with the methods of deadline.Call ([Call.Limits]): WatchMessages, and Await and Received around each wait.

@@ -98,7 +98,7 @@ func (c *Call) enterTarget(target route.Target) (*cluster, error) {
 		return c.cluster, nil
 	}
 	for {
-		member, current, err := c.engine.enter(c.engine.view.Load(), target, time.Now())
+		member, current, err := c.engine.enter(c.engine.view.Load(), target, c.engine.clock.now().read)
 		if err != nil || current {
 			return member, err
 		}

@@ -675,7 +675,7 @@ type mover struct {
 	after  func(*engine.Attempt) // with the other endpoint; may be nil
 }
 
-func (m *mover) Send(ctx context.Context, _ retry.Loop) (retry.Reason, error) {
+func (m *mover) Send(ctx context.Context) (retry.Reason, error) {
 	a := &m.first
 	if err := m.Acquire(ctx, a, 1); err != nil {
 		return retry.NotRetriable, err

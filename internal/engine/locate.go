@@ -82,7 +82,7 @@ func (c *Call) enter(v *view, req *Request) (current bool, err error) {
 	if cluster == nil || c.backend == nil && cluster.target != c.host.resolve(req.Target) {
 		return c.enterNew(v, req, usual)
 	}
-	if current = cluster.enter(c.start.roughly()); current {
+	if current = cluster.enter(c.start.read); current {
 		c.cluster, c.target = cluster, &cluster.target
 	}
 	return current, nil
@@ -95,7 +95,7 @@ func (c *Call) enterNew(v *view, req *Request, usual *usual) (current bool, err 
 		target = c.backend.Target
 	}
 	target = c.host.resolve(target)
-	cluster, current, err := c.engine.enter(v, target, c.start.roughly())
+	cluster, current, err := c.engine.enter(v, target, c.start.read)
 	if err != nil {
 		tried := target
 		c.target = &tried

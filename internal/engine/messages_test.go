@@ -89,8 +89,9 @@ func (m *message) Mirror(rule *route.Rule) {
 	})
 }
 
-func (m *message) Send(ctx context.Context, loop retry.Loop) (retry.Reason, error) {
+func (m *message) Send(ctx context.Context) (retry.Reason, error) {
 	m.Multiplexed()
+	loop := m.Loop()
 	if loop.Policy == nil {
 		return retry.Succeeded, m.attempt(ctx, &m.first, 1)
 	}

@@ -241,7 +241,7 @@ func TestIdleServicesAreDropped(t *testing.T) {
 		e, targets := documented(t, services+1)
 		defer e.Close()
 		enter := func(target route.Target) *cluster {
-			c, current, err := e.enter(e.view.Load(), target, time.Now())
+			c, current, err := e.enter(e.view.Load(), target, new(time.Now()))
 			if !current || err != nil {
 				t.Fatal(current, err)
 			}
@@ -287,7 +287,7 @@ func TestTargetsThatDocumentsForgetAreDropped(t *testing.T) {
 		e, targets := documented(t, 10)
 		defer e.Close()
 		for _, target := range targets {
-			c, current, err := e.enter(e.view.Load(), target, time.Now())
+			c, current, err := e.enter(e.view.Load(), target, new(time.Now()))
 			if !current || err != nil {
 				t.Fatal(current, err)
 			}

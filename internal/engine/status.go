@@ -104,7 +104,7 @@ func lastUsed(clusters []*cluster) []*cluster {
 
 func (c *cluster) status() ServiceStatus {
 	s := ServiceStatus{
-		Target: c.target, InFlight: int(c.calls.Load() &^ clusterGone),
+		Target: c.target, InFlight: int(c.calls.Load() &^ (clusterClosed | clusterGone)),
 		Pool:    PoolStatus{c.sockets.Pool.Stats(), c.sockets.Limits},
 		Retries: RetryStatus{Budget: c.budget.Left()},
 	}

@@ -74,14 +74,14 @@ func (e *Engine) Apply(plan *policy.Plan, apart bool) (settle func(), err error)
 
 // enter counts a call in the cluster of a target, which the first call creates. current is false if the documents changed after
 // v was loaded: then the caller starts over with the view in force.
-func (e *Engine) enter(v *view, target route.Target, now time.Time) (c *cluster, current bool, err error) {
+func (e *Engine) enter(v *view, target route.Target, read *time.Time) (c *cluster, current bool, err error) {
 	c = v.clusters.get(target)
 	if c == nil {
 		if c, current, err = e.create(v.plan, target); err != nil || !current {
 			return nil, false, err
 		}
 	}
-	return c, c.enter(now), nil
+	return c, c.enter(read), nil
 }
 
 // create returns the cluster of a target, and makes it if there is none. current is false if plan is no longer in force.

@@ -78,7 +78,9 @@ func (t *try) answered(req *http.Request, resp *http.Response) {
 		t.Multiplexed()
 	}
 	t.Answered(resp.StatusCode)
-	t.ReportedHeader(resp.Header)
+	if t.Reports() {
+		t.ReportedHeader(resp.Header)
+	}
 	if c.answered = true; c.Observed() {
 		t.Header(engine.Response{
 			Header: resp.Header, Shared: true, Changes: c.setCookie != nil || c.ReadsHeader(),

@@ -376,7 +376,8 @@ func (c *call) Mirror(rule *route.Rule) {
 }
 
 // Send implements engine.Adapter.
-func (c *call) Send(ctx context.Context, loop retry.Loop) (stopped retry.Reason, err error) {
+func (c *call) Send(ctx context.Context) (stopped retry.Reason, err error) {
+	loop := c.Loop()
 	if loop.Policy == nil {
 		c.sent = c.request(ctx)
 		c.resp, err = c.Attempt(c.sent, 1)
