@@ -145,13 +145,16 @@ func (r *callRecord) Message(ticket uint64, sent bool) {
 }
 
 // End implements engine.CallObserver.
-func (r *callRecord) End(end engine.CallEnd) {
+func (r *callRecord) End(c *engine.Call, end engine.CallEnd) {
 	if r.Last == nil { // otherwise these are set, and observers may be reading them
-		r.Document, r.Route, r.Target = end.Document, end.Route, end.Target
+		r.Document, r.Route = c.Origin()
+		r.Target = c.Target()
 	}
-	r.Outside, r.Status, r.GRPCStatus, r.Err, r.Flags = end.Outside, end.Status, end.GRPCStatus, end.Err, Flags(end.Flags)
-	r.Attempts, r.Stopped, r.Duration = end.Attempts, end.Stopped, end.Duration
-	r.BytesSent, r.BytesReceived = end.BytesSent, end.BytesReceived
+	r.Status, r.Err, r.Duration = end.Status, end.Err, end.Duration
+	outcome := c.Outcome()
+	r.Outside, r.GRPCStatus, r.Flags = outcome.Outside, outcome.GRPCStatus, Flags(outcome.Flags)
+	r.Attempts, r.Stopped = outcome.Attempts, outcome.Stopped
+	r.BytesSent, r.BytesReceived = c.Sizes()
 	switch {
 	case r.Status == 0:
 	case r.answered != nil:
@@ -177,20 +180,21 @@ func (r *callRecord) Attempt(ctx context.Context, of *engine.Attempt, n int, hea
 	context.Context, engine.AttemptObserver) {
 	a := r.attempt(n)
 	peer := of.Peer()
-	a.Endpoint, a.Peer, a.PeerID = peer.Address, peer.Endpoint, peer.ID
+	a.Endpoint, a.Peer, a.PeerID, a.Header, a.Sent = peer.Address, peer.Endpoint, peer.ID, header, sent
 	if a.Start = r.Start; of.Sent() != 0 {
 		a.Start = r.Start.Add(of.Sent())
 	}
+	target := of.Call().Target()
+	locked := r.lock()
 	if r.Last == nil {
 		r.Document, r.Route = of.Call().Origin()
-	}
-	if target := of.Call().Target(); r.Last == nil || r.Target != target { // otherwise not written: others may be reading it
-		locked := r.lock()
 		r.Target = target
-		r.unlock(locked)
+	} else if r.Target != target { // otherwise not written: others may be reading it
+		r.Target = target
 	}
-	a.begin(ctx, header, sent)
-	return a.ctx, a
+	r.Last = &a.Attempt
+	r.unlock(locked)
+	return a.begin(ctx, sent), a
 }
 
 // attempt returns the record of the n-th attempt.
@@ -203,13 +207,9 @@ func (r *callRecord) attempt(n int) *attemptRecord {
 	return a
 }
 
-// begin tells the observers that an attempt begins.
-func (a *attemptRecord) begin(ctx context.Context, header map[string][]string, sent engine.HeaderSetter) {
-	a.Header, a.Sent = header, sent
+// begin tells the observers that an attempt begins. It returns the context for the rest of the attempt.
+func (a *attemptRecord) begin(ctx context.Context, sent engine.HeaderSetter) context.Context {
 	r := a.call
-	locked := r.lock()
-	r.Last = &a.Attempt
-	r.unlock(locked)
 	for _, f := range r.mesh.calls.attemptStart {
 		ctx = f(ctx, &a.Attempt)
 		a.Header = sent.Header()
@@ -220,6 +220,7 @@ func (a *attemptRecord) begin(ctx context.Context, header map[string][]string, s
 	} else {
 		r.users.Add(1)
 	}
+	return ctx
 }
 
 // Moved implements engine.AttemptObserver.

@@ -46,8 +46,8 @@ func TestACallEndsForObserversAfterItsAttempts(t *testing.T) {
 	var o told
 	ctx, call := o.mesh(t).callStart(t.Context(), engine.CallStart{})
 	attempt := call.(*callRecord).attempt(1)
-	attempt.begin(ctx, nil, noHeader{})
-	call.End(engine.CallEnd{Status: 200})
+	attempt.begin(ctx, noHeader{})
+	call.End(new(engine.Call), engine.CallEnd{Status: 200})
 	attempt.End(engine.AttemptEnd{Status: 200})
 	if want := []string{"call", "attempt", "attempt ends", "call ends"}; !slices.Equal(o.events, want) {
 		t.Errorf("observers were told %v, want %v", o.events, want)
@@ -61,7 +61,7 @@ func TestAMessageOfACallThatHasEnded(t *testing.T) {
 	_, first := m.callStart(t.Context(), engine.CallStart{})
 	ticket := first.Ticket()
 	first.Message(ticket, true)
-	first.End(engine.CallEnd{})
+	first.End(new(engine.Call), engine.CallEnd{})
 	first.Message(ticket, true)
 	r := first.(*callRecord)
 	r.mesh, r.ctx = m, t.Context()
@@ -82,9 +82,9 @@ func TestAnAttemptWhoseObserverPanics(t *testing.T) {
 	ctx, call := m.callStart(t.Context(), engine.CallStart{})
 	func() {
 		defer func() { _ = recover() }()
-		call.(*callRecord).attempt(1).begin(ctx, nil, noHeader{})
+		call.(*callRecord).attempt(1).begin(ctx, noHeader{})
 	}()
-	call.End(engine.CallEnd{})
+	call.End(new(engine.Call), engine.CallEnd{})
 	if !slices.Contains(o.events, "call ends") {
 		t.Errorf("observers were told %v, and not of the end", o.events)
 	}

@@ -197,7 +197,13 @@ spec:
 // ends are what observers get at the ends of calls and attempts.
 type ends struct {
 	mu  sync.Mutex
-	all []engine.CallEnd
+	all []end
+}
+
+type end struct {
+	engine.CallEnd
+	engine.Outcome
+	target route.Target
 }
 
 func (e *ends) Attempt(ctx context.Context, _ *engine.Attempt, _ int, _ map[string][]string, _ engine.HeaderSetter) (
@@ -211,10 +217,10 @@ func (e *ends) Ticket() uint64 { return 0 }
 
 func (e *ends) Message(uint64, bool) {}
 
-func (e *ends) End(end engine.CallEnd) {
+func (e *ends) End(c *engine.Call, how engine.CallEnd) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.all = append(e.all, end)
+	e.all = append(e.all, end{how, c.Outcome(), c.Target()})
 }
 
 func newShop(t *testing.T, n *network, told *ends, protections ...engine.HostProtection) *engine.Engine {
@@ -294,7 +300,7 @@ func TestProtocolOfMessages(t *testing.T) {
 		if calls := 4 + 1 + 1 + 1 + 1 + 2; len(told.all) != calls { // the mirrored one twice
 			t.Errorf("observers were told of %d calls, want %d", len(told.all), calls)
 		}
-		if end := told.all[4]; end.Attempts != 1 || end.Target.Host != "beta.default.svc.cluster.local" {
+		if end := told.all[4]; end.Attempts != 1 || end.target.Host != "beta.default.svc.cluster.local" {
 			t.Errorf("observers were told %+v", end)
 		}
 	})

@@ -63,7 +63,7 @@ type CallObserver interface {
 	Message(ticket uint64, sent bool)
 
 	// End is told once how the call ended.
-	End(CallEnd)
+	End(*Call, CallEnd)
 }
 
 // Messages tells the observers of a call of its messages. The zero Messages has no observers.
@@ -141,20 +141,33 @@ type HeaderSetter interface {
 	Header() map[string][]string
 }
 
-// CallEnd is how a call ended. Document and Route are set only if it had no attempts, which report them otherwise.
+// CallEnd is how a call ended. The Call has the rest.
 type CallEnd struct {
-	Document, Route string
-	Target          route.Target
-	Outside         bool
-	Status          int
-	GRPCStatus      int // -1 without one
-	Err             error
-	Flags           Flags
-	Attempts        int
-	Stopped         retry.Reason
-	Duration        time.Duration
+	Status   int
+	Err      error
+	Duration time.Duration
+}
 
-	BytesSent, BytesReceived int64
+// Outcome is what an engine knows about how a call ended.
+type Outcome struct {
+	Outside    bool
+	GRPCStatus int // -1 without one
+	Flags      Flags
+	Attempts   int
+	Stopped    retry.Reason
+}
+
+// Outcome returns how a call ended. It is for the end of the call.
+func (c *Call) Outcome() Outcome {
+	return Outcome{c.outside, int(c.grpc) - 1, c.flags, int(c.sent), c.stopped}
+}
+
+// Sizes returns how many bytes of the bodies were sent and received. It is for the end of the call.
+func (c *Call) Sizes() (sent, received int64) {
+	if c.adapter == nil {
+		return 0, 0
+	}
+	return c.adapter.Bytes()
 }
 
 // Observed reports whether the call has observers.
@@ -192,22 +205,14 @@ func (a *Attempt) observeEnd(peerID string, err error) {
 
 // observeEnd tells the observers that the call has ended, with the attempt last, unless that is nil.
 func (c *Call) observeEnd(status int, err error, last *Attempt) {
-	end := CallEnd{
-		Target: c.Target(), Outside: c.outside, Status: status, GRPCStatus: int(c.grpc) - 1, Err: err, Flags: c.flags,
-		Attempts: int(c.sent), Stopped: c.stopped,
+	took := time.Duration(-1)
+	if last != nil {
+		took = time.Duration(^atomic.LoadInt64(&last.sent)) // negative if it has not ended yet
 	}
-	if last == nil {
-		end.Duration = c.start.elapsed()
-	} else if end.Duration = time.Duration(^atomic.LoadInt64(&last.sent)); end.Duration < 0 { // it has not ended yet
-		end.Duration = c.start.elapsed()
+	if took < 0 {
+		took = c.start.elapsed()
 	}
-	if c.sent == 0 {
-		end.Document, end.Route = c.Origin()
-	}
-	if c.adapter != nil {
-		end.BytesSent, end.BytesReceived = c.adapter.Bytes()
-	}
-	c.observer.End(end)
+	c.observer.End(c, CallEnd{status, err, took})
 }
 
 // Origin returns the document and the route that the call follows, if there are any.
