@@ -221,6 +221,48 @@ func TestRawConnectionWhoseCircuitObserverPanics(t *testing.T) {
 	attemptsEnded(t, m)
 }
 
+// If an observer of a circuit panics when the circuit lets an attempt through as a probe, the attempt holds nothing afterwards.
+func TestAttemptWhoseCircuitObserverPanics(t *testing.T) {
+	noLeaks(t)
+	gone := listenLoopback(t)
+	gone.Close()
+	var registry discovery.Memory
+	registry.Set("db", endpointOf(t, gone.Addr().String()))
+	m := newMesh(t, "", mesh.WithDiscovery(&registry),
+		mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 1, OpenDuration: time.Microsecond, ProbeTimeout: time.Millisecond}}, "db"),
+		mesh.WithObserver(mesh.Observer{Circuit: func(_ route.Target, change breaker.Change) {
+			if change.To == breaker.HalfOpen {
+				panic("observer")
+			}
+		}}))
+	for name, call := range map[string]func() error{
+		"request": func() error {
+			resp, err := m.Client().Get("http://db:5432/")
+			if err == nil {
+				resp.Body.Close()
+			}
+			return err
+		},
+		"raw connection": func() error {
+			conn, err := m.DialContext(t.Context(), "tcp", "db:5432")
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		},
+	} {
+		if !await.Done(func() bool { return panics(func() { _ = call() }) }) {
+			t.Errorf("%s: the circuit did not probe, or the panic did not pass through", name)
+		}
+		attemptsEnded(t, m)
+		for _, s := range m.Status().Services {
+			if s.InFlight != 0 {
+				t.Errorf("%s: %d calls are in flight", name, s.InFlight)
+			}
+		}
+	}
+}
+
 // If an observer panics while new documents replace old ones, what was admitted under the old ones is judged again all the same.
 func TestApplyWhoseObserverPanics(t *testing.T) {
 	noLeaks(t)
