@@ -47,11 +47,16 @@ func (b *Balancer) orderLocked(hosts []*Host) []int32 {
 	return order
 }
 
-// count counts a pick that is sampled.
+// count counts a pick that is sampled. The times of callers are not quite in order, and may jump.
 func (a *aperture) count(now int64) {
 	a.picks.Add(sampled)
-	if until := a.until.Load(); now >= until && a.until.CompareAndSwap(until, now+int64(rateEvery)) {
-		a.rate.Store(int64(float64(a.picks.Swap(0)) / (float64(now-until)/float64(rateEvery) + 1)))
+	until := a.until.Load()
+	past := now - until + int64(rateEvery) // of this second
+	if past >= 0 && past < int64(rateEvery) || !a.until.CompareAndSwap(until, now+int64(rateEvery)) {
+		return
+	}
+	if picks := a.picks.Swap(0); past > 0 {
+		a.rate.Store(int64(float64(picks) / time.Duration(past).Seconds()))
 	}
 }
 

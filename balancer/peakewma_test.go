@@ -87,6 +87,24 @@ func TestPeakEWMAErrors(t *testing.T) {
 	}
 }
 
+// What an error costs at least does not depend on how fast the others are.
+func TestPeakEWMAErrorsAreRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+		set := endpoints(2)
+		b.Update(set)
+		sick, well := set[0].ID(), set[1].ID()
+		pickOf(t, b, well, 0).Release(time.Millisecond, false)
+		pickOf(t, b, sick, 0).Release(time.Microsecond, true)
+		for range 3000 {
+			time.Sleep(time.Millisecond)
+			if picked(t, b, 1, time.Millisecond)[sick] > 0 {
+				t.Fatal("an endpoint that failed is tried again within 3 seconds")
+			}
+		}
+	})
+}
+
 func TestPeakEWMAEndpointThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
@@ -219,10 +237,10 @@ func TestPeakEWMATimes(t *testing.T) {
 	for _, jump := range []time.Duration{-time.Hour, -time.Minute, time.Hour, 10000 * time.Hour} {
 		t.Run(jump.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+				b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA, Aperture: 2})
 				set := endpoints(2)
 				b.Update(set)
-				now := time.Now().Add(-time.Millisecond) // a call may have begun before its balancer
+				now := time.Now().Add(-time.Minute) // a call may have begun before its balancer
 				latency := map[string]time.Duration{set[0].ID(): 50 * time.Millisecond, set[1].ID(): 10 * time.Millisecond}
 				slow := func(n int) (slow int) {
 					for range n {
@@ -250,6 +268,156 @@ func TestPeakEWMATimes(t *testing.T) {
 					t.Errorf("after the jump back, the slow endpoint got %d of 100 calls, want at most 2", n)
 				}
 			})
+		})
+	}
+}
+
+// Calls do not end in the order of their times, so a time that lies a little before another does not make anything forgotten.
+func TestPeakEWMATimesOutOfOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := 0
+		for range 10 {
+			b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+			set := endpoints(2)
+			b.Update(set)
+			now := time.Now().Add(time.Hour)
+			for i := range 20 {
+				h, err := b.Pick(balancer.PickInfo{Now: now.Add(time.Duration(i%2) * 2 * time.Second)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if h.ID() == set[0].ID() {
+					slow++
+					h.Release(50*time.Millisecond, false)
+				} else {
+					h.Release(10*time.Millisecond, false)
+				}
+			}
+		}
+		if slow > 12 {
+			t.Errorf("the slow endpoint got %d of 200 calls, want 1 for each of 10 callers", slow)
+		}
+	})
+}
+
+// An answer counts from when it came, whatever else is in flight.
+func TestPeakEWMAOverlappingCalls(t *testing.T) {
+	t.Run("that end together", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+			set := endpoints(2)
+			slow, usual := set[0].ID(), set[1].ID()
+			b.Update(set[:1])
+			first, second := pickOf(t, b, slow, 0), pickOf(t, b, slow, 0)
+			b.Update(set)
+			time.Sleep(3 * time.Second)
+			first.Release(3*time.Second, false)
+			second.Release(3*time.Second, false)
+			ended := time.Now()
+			for {
+				time.Sleep(2 * time.Millisecond)
+				if picked(t, b, 1, 10*time.Millisecond)[usual] == 0 {
+					break
+				}
+			}
+			if took := time.Since(ended); took < 6*time.Second || took > 9500*time.Millisecond {
+				t.Errorf("an endpoint that was slow is tried again after %v, want 6s to 9.5s", took)
+			}
+		})
+	})
+	t.Run("while there is a stream", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			for range 10 {
+				b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+				set := endpoints(2)
+				b.Update(set)
+				slow := set[0].ID()
+				both := func() (calls []*balancer.Host) { // one to each
+					for range 2 {
+						h, err := b.Pick(balancer.PickInfo{})
+						if err != nil {
+							t.Fatal(err)
+						}
+						calls = append(calls, h)
+					}
+					return calls
+				}
+				streams := both()
+				time.Sleep(time.Hour)
+				for _, h := range both() {
+					if h.ID() == slow {
+						h.Release(50*time.Millisecond, false)
+					} else {
+						h.Release(10*time.Millisecond, false)
+					}
+				}
+				if n := picked(t, b, 20, 10*time.Millisecond)[slow]; n > 0 {
+					t.Errorf("the slow endpoint got %d of 20 calls", n)
+				}
+				for _, h := range streams {
+					h.Release(0, false)
+				}
+			}
+		})
+	})
+	t.Run("one after the other", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+			set := endpoints(2)
+			b.Update(set[:1])
+			busy := set[0].ID()
+			last := pickOf(t, b, busy, 0)
+			for range 50 {
+				time.Sleep(5 * time.Millisecond)
+				next := pickOf(t, b, busy, 0)
+				time.Sleep(5 * time.Millisecond)
+				last.Release(10*time.Millisecond, false)
+				last = next
+			}
+			b.Update(set)
+			if n := held(t, b, 10)[busy]; n < 2 {
+				t.Errorf("an endpoint that is never idle and answers soon got %d of 10 calls", n)
+			}
+			last.Release(10*time.Millisecond, false)
+		})
+	})
+}
+
+// The calls per second, by which an aperture is as wide as it is, are counted again after a jump, too.
+func TestApertureAfterAJump(t *testing.T) {
+	for _, jump := range []time.Duration{time.Hour, -time.Hour} {
+		t.Run(jump.String(), func(t *testing.T) {
+			b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA, Aperture: 5})
+			b.Update(endpoints(50))
+			now := time.Now().Add(2 * time.Hour)
+			call := func(every time.Duration) int {
+				used := map[string]bool{}
+				for range 2000 {
+					h, err := b.Pick(balancer.PickInfo{Now: now})
+					if err != nil {
+						t.Fatal(err)
+					}
+					used[h.ID()] = true
+					h.Release(time.Millisecond, false)
+					now = now.Add(every)
+				}
+				return len(used)
+			}
+			for _, step := range []struct {
+				jump        time.Duration
+				every       time.Duration // a call
+				least, most int           // of the endpoints that are used
+			}{
+				{0, time.Millisecond, 40, 50},
+				{jump, 5 * time.Millisecond, 5, 39},
+				{-jump, time.Millisecond, 40, 50},
+			} {
+				now = now.Add(step.jump)
+				call(step.every)
+				if n := call(step.every); n < step.least || n > step.most {
+					t.Errorf("with a call every %v, %d endpoints are used, want %d to %d", step.every, n, step.least, step.most)
+				}
+			}
 		})
 	}
 }
