@@ -108,7 +108,8 @@ type PickInfo struct {
 	Hash    uint64
 	HasHash bool
 
-	// Now is the time, for PeakEWMA. Zero means [time.Now], which a caller that knows the time need not pay for.
+	// Now is the time, for PeakEWMA. It should be of [time.Now], so that it does not jump when the clock is set. Zero means that Pick
+	// reads the clock.
 	Now time.Time
 
 	// Tried holds the IDs of the endpoints that earlier attempts of the same call were sent to. They are avoided while

@@ -40,10 +40,10 @@ const (
 
 	// WeightedRoundRobin takes the endpoints in turn, as often as their weights and the load that they report say (gRFC A58): in
 	// proportion to their requests per second for each unit of utilization, to which errors per request are added, times the median
-	// utilization if that is above 1. Endpoints
-	// report in the headers of their answers, as ORCA defines it, or through [Host.Report]. Reports count after 10 seconds and for
-	// 3 minutes, and change the weights once a second; an endpoint without one has the mean of the others, and with fewer than two that report it is
-	// RoundRobin. A report moves the share of an endpoint to at most 4 times and at least 1/20 of that of the median.
+	// utilization if that is above 1. Endpoints report in the headers of their answers, as ORCA defines it, or through
+	// [Host.Report]. Reports count once an endpoint has reported for 10 seconds, each for 3 minutes, and change the weights once per
+	// second. An endpoint without one has the mean of the others; with fewer than two that report, it is RoundRobin. A report moves
+	// the share of an endpoint to at most 4 times and at least 1/20 of that of the median.
 	WeightedRoundRobin
 )
 

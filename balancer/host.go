@@ -163,8 +163,8 @@ func (h *Host) eject(why uint64, eject bool) {
 }
 
 // Release ends the call that a Pick began. It must be called once for each pick. latency is the time from the pick to the
-// first byte of the answer or to the failure, 0 if it is not known; failed means that the endpoint did not do what was asked.
-// Neither is there if there is nothing to learn (the caller gave up). Both matter to [PeakEWMA] only.
+// first byte of the answer or to the failure, 0 if it is not known; more than a minute counts as a minute. failed means that the endpoint
+// did not do what was asked. If there is nothing to learn, because the caller gave up, they are 0 and false. Both matter to [PeakEWMA] only.
 func (h *Host) Release(latency time.Duration, failed bool) {
 	if h.balancer.counts {
 		h.exit()

@@ -44,13 +44,13 @@ type Distribution struct {
 	To []Portion
 }
 
-// Portion is the share of a place.
+// Portion is the share of the calls that a place gets.
 type Portion struct {
 	Place  string
 	Weight uint32 // relative to the others of the Distribution
 }
 
-// Failover is the region that takes the calls of another.
+// Failover names the region, To, that takes the calls of another, From.
 type Failover struct {
 	From, To string
 }
