@@ -82,7 +82,7 @@ type Decision struct {
 // be valid.
 func (c *Config) Decide(random func(n uint32) uint32) Decision {
 	var d Decision
-	if c.Delay.Fixed > 0 && hit(c.Delay.Fraction, random) {
+	if hit(c.Delay.Fraction, random) {
 		d.Delay = c.Delay.Fixed
 	}
 	if hit(c.Abort.Fraction, random) {
