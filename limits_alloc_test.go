@@ -59,9 +59,10 @@ spec:
 			}
 		}
 		t.Logf("allocations per call with both ends: %v; with a deadline of the caller: %v", allocs, hurried)
-		// The limits, the two parts of the header that tells the server of them, and one for that header at the server; two to hear of the end
-		// of the caller's context. Then the request and the reader of its body, unless there is a limit per try, too.
-		for i, most := range []float64{8, 6} {
+		// The limits, the two parts of the header that tells the server of them, and two for that header at the server, or one there and one for
+		// its name in HTTP/2; none to hear of the end of the caller's context, which all calls have in common. The reader of the body is allocated
+		// with the limits.
+		for i, most := range []float64{4, 4} {
 			if more := allocs[i+1] - allocs[0]; more > most {
 				t.Errorf("%v allocations per call more with timeouts, want at most %v: %v", more, most, allocs)
 			}

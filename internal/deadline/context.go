@@ -34,9 +34,8 @@ type Context struct {
 	left    time.Duration // what remains of the limit while paused or uploading, and at first, after [Call.BeginAt]
 	stalled *Error        // set if SendIdle ended the context
 
-	lender *Signals    // nil unless c may use a signal
-	signal *signal     // whose context is the child; nil if c has a child and a timer of its own
-	detach func() bool // stops watching the parent for the signal; nil if that never ends
+	lender *Signals // nil unless c may use a signal
+	signal *signal  // whose context is the child; nil if c has a child and a timer of its own
 
 	whole *Context                // of a try that ends with its call: the call; see StartTry
 	try   atomic.Pointer[Context] // of a call that such a try follows
@@ -287,11 +286,7 @@ func (c *Context) Cancel() {
 	case c.timer != nil:
 		c.timer.Stop()
 	}
-	detach := c.detach
 	c.mu.Unlock()
-	if detach != nil {
-		detach()
-	}
 	if c.live.Load() {
 		c.endChild(nil)
 	}

@@ -2,6 +2,7 @@ package deadline
 
 import (
 	"context"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -14,11 +15,15 @@ type Signals struct {
 	free []*signal // the last one was used last
 }
 
-// mostFree is how many signals are kept for a burst of calls.
-const mostFree = 256
+const (
+	mostFree  = 256 // how many signals are kept for a burst of calls
+	keepAfter = 4   // how many calls in a row end with the same channel before a signal watches that between calls, too
+)
 
 // signal is a context without a parent, and a timer. The context has its channel and its list of children already. The timer runs on
-// when a call ends in time, and notices by itself that it is early for the next one. So most calls set no timer, and stop none.
+// when a call ends in time, and notices by itself that it is early for the next one. So most calls set no timer, and stop none. Nor do they
+// begin and end to watch a parent that many calls have in turn, such as the context of a whole program. Contexts with the same channel are as one,
+// whatever their values. The channel counts, not the context: a program may use the memory of one again.
 type signal struct {
 	from   *Signals
 	ctx    context.Context
@@ -33,6 +38,11 @@ type signal struct {
 	timer   *time.Timer
 	running bool // the timer will fire
 	fires   time.Time
+
+	watched <-chan struct{} // that of the parent whose end calls gone; while the signal is free, that of the last calls, or nil
+	unwatch func() bool     // ends that; nil if watched is
+	last    uintptr         // the address of that of the last call; 0 if it had none
+	inARow  int             // calls with that channel, up to keepAfter
 }
 
 // take returns a signal for owner, a child of parent.
@@ -51,14 +61,41 @@ func (f *Signals) take(owner *Context, parent context.Context) *signal {
 		s.gone = s.parentGone
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.owner, s.parent = owner, parent
-	s.mu.Unlock()
+	if done := parent.Done(); done != s.watched {
+		s.unwatchLocked()
+		if done != nil {
+			s.watched, s.unwatch = done, context.AfterFunc(parent, s.gone)
+		}
+	}
 	return s
+}
+
+// unwatchLocked ends the watch of a parent. If the parent has just ended, gone may still be about to run.
+func (s *signal) unwatchLocked() {
+	if s.unwatch != nil {
+		s.unwatch()
+	}
+	s.watched, s.unwatch = nil, nil
+}
+
+// countLocked counts the calls in a row that have had the same channel. It compares addresses, which keep nothing alive: if a new channel has
+// that of an earlier one, it is only kept too early.
+func (s *signal) countLocked() {
+	at := reflect.ValueOf(s.watched).Pointer()
+	if at == 0 || at != s.last {
+		s.last, s.inARow = at, 0
+	}
+	s.inARow = min(s.inARow+1, keepAfter)
 }
 
 // giveBack ends the use of a signal that was not cancelled.
 func (s *signal) giveBack() {
 	s.mu.Lock()
+	if s.countLocked(); s.inARow < keepAfter || !s.running { // the timer ends what is kept: see expire
+		s.unwatchLocked()
+	}
 	s.owner, s.parent, s.wanted = nil, nil, false
 	s.mu.Unlock()
 	f := s.from
@@ -81,6 +118,7 @@ func (s *signal) close() {
 	if s.timer != nil {
 		s.timer.Stop()
 	}
+	s.unwatchLocked()
 }
 
 // forget lets go of a free signal.
@@ -130,6 +168,9 @@ func (s *signal) expire() {
 		}
 	}
 	s.running, s.wanted = false, false
+	if owner == nil {
+		s.unwatchLocked()
+	}
 	s.mu.Unlock()
 	switch {
 	case owner == nil: // for as long as a call may take
@@ -139,18 +180,31 @@ func (s *signal) expire() {
 	}
 }
 
-// parentGone runs when the parent of the owner has ended.
+// parentGone runs when a parent has ended: that of the owner, or one that was watched for an earlier call.
 func (s *signal) parentGone() {
 	s.mu.Lock()
 	owner, parent := s.owner, s.parent
+	if closed(s.watched) {
+		s.watched, s.unwatch = nil, nil
+	}
 	s.mu.Unlock()
-	if owner == nil {
+	if owner == nil || !closed(parent.Done()) {
 		return
 	}
 	owner.mu.Lock()
-	owner.orphan = !owner.spent
+	owner.orphan = owner.orphan || !owner.spent
 	owner.mu.Unlock()
 	owner.End(context.Cause(parent))
+}
+
+// closed reports whether a channel, which may be nil, is closed.
+func closed(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
 }
 
 // parentErr returns the error of the parent if that has ended c, which the context of the signal does not know, and nil otherwise.
@@ -179,9 +233,9 @@ func (c *Context) Finish() {
 		try.Finish()
 	}
 	c.mu.Lock()
-	s, detach := c.signal, c.detach
+	s := c.signal
 	c.mu.Unlock()
-	if s == nil || detach != nil && !detach() || !c.release() {
+	if s == nil || !c.release() {
 		c.Cancel()
 		return
 	}
@@ -210,9 +264,6 @@ func (c *Context) borrowLocked(parent context.Context) bool {
 	c.child, c.cancel, c.signal = s.ctx, s.cancel, s
 	if at, ok := c.endLocked(); ok {
 		s.set(at)
-	}
-	if parent.Done() != nil {
-		c.detach = context.AfterFunc(parent, s.gone)
 	}
 	return true
 }

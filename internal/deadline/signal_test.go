@@ -36,8 +36,8 @@ func TestSignals_Allocations(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		parent context.Context
-		want   float64 // the call and the try; what net/http would allocate; what watches the parent, and a function that stops it
-	}{{"endless", context.Background(), 2 + 2}, {"with an end", t.Context(), 2 + 2 + 2}} {
+		want   float64 // the call and the try; what net/http would allocate
+	}{{"endless", context.Background(), 2 + 2}, {"with an end", t.Context(), 2 + 2}} {
 		if n := testing.AllocsPerRun(100, func() {
 			call, try := begin(test.parent, &signals, time.Minute)
 			_, done := context.WithCancelCause(try)
@@ -144,6 +144,181 @@ func TestSignals_AtOnce(t *testing.T) {
 				}
 				done(nil)
 				cancel()
+			}
+		})
+	}
+	callers.Wait()
+}
+
+// watchable is a context that counts who waits for its end.
+type watchable struct {
+	context.Context
+	begun, watched int
+}
+
+func (w *watchable) Value(any) any { return nil }
+
+// AfterFunc is what package context calls.
+func (w *watchable) AfterFunc(f func()) func() bool {
+	stop := context.AfterFunc(w.Context, f)
+	w.begun++
+	w.watched++
+	return func() bool {
+		w.watched--
+		return stop()
+	}
+}
+
+// watchableOf returns a child of parent.
+func watchableOf(parent context.Context) (*watchable, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(parent)
+	return &watchable{Context: ctx}, cancel
+}
+
+// A parent that many calls in turn have in common is watched from one to the next, but not for longer than a call could have taken.
+func TestSignals_SameParent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var signals deadline.Signals
+		parent, cancel := watchableOf(t.Context())
+		defer cancel()
+		other, cancel := watchableOf(t.Context())
+		defer cancel()
+		for range 5 {
+			use(parent, &signals, time.Minute)
+			use(other, &signals, time.Minute)
+			if parent.watched != 0 || other.watched != 0 {
+				t.Error("a parent is watched after a call that is the only one in a row")
+			}
+		}
+		parent.begun = 0
+		for range 10 {
+			use(parent, &signals, time.Minute)
+		}
+		if parent.begun != 4 || parent.watched != 1 {
+			t.Errorf("10 calls with the same parent: watched %d times, now %d", parent.begun, parent.watched)
+		}
+		use(other, &signals, time.Minute)
+		if parent.watched != 0 {
+			t.Error("a parent is watched although a call with another one has come since")
+		}
+		for range 10 {
+			use(parent, &signals, time.Minute)
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if parent.watched != 0 {
+			t.Error("a parent is watched after a while without calls")
+		}
+	})
+}
+
+// reused is a context whose memory a program uses for one request after another.
+type reused struct{ context.Context }
+
+// A parent is known by its end, not by its address.
+func TestSignals_ReusedParent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var signals deadline.Signals
+		parent := new(reused)
+		for range 10 {
+			var cancel context.CancelFunc
+			parent.Context, cancel = context.WithCancel(t.Context())
+			for range 10 {
+				use(context.WithValue(parent, parent, 1), &signals, time.Minute)
+			}
+			cancel()
+			synctest.Wait()
+		}
+		gone := errors.New("gone")
+		for range 10 { // with what was kept, but for another request
+			var cancel context.CancelCauseFunc
+			parent.Context, cancel = context.WithCancelCause(t.Context())
+			for range 10 {
+				use(parent, &signals, time.Minute)
+			}
+			parent.Context, cancel = context.WithCancelCause(t.Context())
+			_, try := begin(parent, &signals, time.Minute)
+			over := try.Done()
+			cancel(gone)
+			<-over
+			if context.Cause(try) != gone {
+				t.Errorf("ended with %v, want %v", context.Cause(try), gone)
+			}
+		}
+	})
+}
+
+// The end of a parent that many calls have in common reaches the call that is under way, and no call with another parent.
+func TestSignals_EndOfSameParent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var signals deadline.Signals
+		gone := errors.New("gone")
+		for _, between := range []bool{false, true} {
+			parent, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			ctx, forget := context.WithTimeout(parent, time.Hour)
+			defer forget()
+			for range 10 {
+				use(ctx, &signals, time.Minute)
+			}
+			if between { // calls
+				cancel(gone)
+				ctx, forget = context.WithTimeout(t.Context(), time.Second)
+				defer forget()
+			}
+			call, try := begin(ctx, &signals, time.Minute)
+			transport, done := context.WithCancelCause(try)
+			synctest.Wait()
+			if transport.Err() != nil {
+				t.Errorf("ended by the parent of the calls before: %v", context.Cause(transport))
+			}
+			cause, err := gone, context.Canceled
+			if between {
+				cause, err = context.DeadlineExceeded, context.DeadlineExceeded
+			} else {
+				cancel(gone)
+			}
+			<-transport.Done()
+			if context.Cause(transport) != cause || context.Cause(try) != cause || try.Err() != err {
+				t.Errorf("ended with %v, %v, want %v", context.Cause(try), try.Err(), cause)
+			}
+			call.Finish() // too late
+			done(nil)
+		}
+		if n := signals.Free(); n != 0 {
+			t.Errorf("%d signals are kept although their contexts have ended", n)
+		}
+	})
+}
+
+// Parents that end while others use what was lent for their calls end only their own.
+func TestSignals_SameParentAtOnce(t *testing.T) {
+	var signals deadline.Signals
+	var callers sync.WaitGroup
+	for i := range 8 {
+		callers.Go(func() {
+			for range 100 {
+				parent, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				for range 6 + i {
+					call, try := begin(parent, &signals, time.Hour)
+					transport, done := context.WithCancelCause(try)
+					if try.Stop(); transport.Err() != nil {
+						t.Errorf("ended by another call: %v", context.Cause(transport))
+					}
+					call.Finish()
+					done(nil)
+				}
+				if i%2 == 0 {
+					cancel() // between calls
+					continue
+				}
+				call, try := begin(parent, &signals, time.Hour)
+				transport, done := context.WithCancelCause(try)
+				go cancel()
+				<-transport.Done()
+				call.Failed(transport.Err())
+				done(nil)
 			}
 		})
 	}
