@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +23,16 @@ type Status struct {
 	// and neither are denials in place of documents that stand alone.
 	Ready    bool     `json:"ready"`
 	NotReady []string `json:"notReady,omitempty"`
+
+	// Workload is the process as documents see it, from [WithWorkload] and the environment. An empty field has its default.
+	Workload struct {
+		Namespace     string            `json:"namespace,omitempty"`
+		Labels        map[string]string `json:"labels,omitempty"`
+		Locality      string            `json:"locality,omitempty"` // region/zone/subzone
+		Address       string            `json:"address,omitempty"`
+		TrustDomain   string            `json:"trustDomain,omitempty"`
+		ClusterDomain string            `json:"clusterDomain,omitempty"`
+	} `json:"workload"`
 
 	// Documents describes the documents in force. Number and Version are those of their [PolicyLoad], Loaded is when they
 	// came into force, and Count is the number of documents that apply to this process.
@@ -174,6 +185,9 @@ func (m *Mesh) Status() Status {
 	var s Status
 	s.Ready = true
 	not := func(reason string) { s.Ready, s.NotReady = false, append(s.NotReady, reason) }
+	w, to := &m.workload, &s.Workload
+	to.Namespace, to.Labels, to.Locality, to.Address = w.Namespace, maps.Clone(w.Labels), w.Locality.String(), w.Address
+	to.TrustDomain, to.ClusterDomain = w.TrustDomain, w.ClusterDomain
 	m.documents.loads.documents(&s)
 	if m.identity != nil {
 		latest, failed := m.identity.Latest()

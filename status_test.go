@@ -263,7 +263,8 @@ func TestStatus_Bounded(t *testing.T) {
 
 // TestStatus_JSON: what has nothing to say is not there, and lists are never null.
 func TestStatus_JSON(t *testing.T) {
-	data, err := json.Marshal(newMesh(t, "").Status())
+	m := newMesh(t, "", mesh.WithWorkload(policy.Workload{Namespace: "shop", Labels: map[string]string{"app": "web"}, Address: "192.0.2.1"}))
+	data, err := json.Marshal(m.Status())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,8 +272,11 @@ func TestStatus_JSON(t *testing.T) {
 	if err := json.Unmarshal(data, &fields); err != nil {
 		t.Fatal(err)
 	}
-	if _, identity := fields["identity"]; identity || len(fields) != 4 || fields["ready"] != true || fields["uncalled"] != 0.0 || fmt.Sprint(fields["services"]) != "[]" {
-		t.Errorf("%s, want ready, documents, services and uncalled", data)
+	if _, identity := fields["identity"]; identity || len(fields) != 5 || fields["ready"] != true || fields["uncalled"] != 0.0 || fmt.Sprint(fields["services"]) != "[]" {
+		t.Errorf("%s, want ready, workload, documents, services and uncalled", data)
+	}
+	if w := fmt.Sprint(fields["workload"]); w != "map[address:192.0.2.1 labels:map[app:web] namespace:shop]" {
+		t.Errorf("the workload is %s, want the one of WithWorkload", w)
 	}
 	if d := fields["documents"].(map[string]any); d["refused"] != nil || d["number"] != 1.0 {
 		t.Errorf("%s, want the first load and none that was refused", data)

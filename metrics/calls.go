@@ -19,7 +19,7 @@ import (
 
 func (w *watcher) observer() mesh.Observer {
 	o := mesh.Observer{
-		Started:   func(m *mesh.Mesh) { w.mesh.Store(m) },
+		Started:   w.started,
 		CallStart: w.callStart, CallEnd: w.callEnd, CallMessage: w.callMessage, AttemptStart: w.attemptStart,
 		InboundStart: w.inboundStart, InboundEnd: w.inboundEnd, InboundMessage: w.inboundMessage,
 		ConnStart: w.connStart, ConnEnd: w.connEnd,

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"time"
 
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/policy"
@@ -14,13 +17,15 @@ import (
 )
 
 // Config says how metrics are kept, and which workload this process is. Its zero value works: empty fields are taken from the
-// environment variables that Istio's agent sets.
+// mesh and from the environment variables that Istio's agent sets.
 type Config struct {
 	// Registerer is where the metrics are registered. Nil means [prometheus.DefaultRegisterer].
 	Registerer prometheus.Registerer
 
-	// Workload is the workload that was given to [mesh.WithWorkload]. Its namespace, labels, locality, address and cluster domain
-	// are used here. Empty fields are taken from the environment; see [policy.WorkloadFromEnv].
+	// Workload is the workload that this process is. Its namespace, labels, locality, address, trust domain and cluster domain are used
+	// here. Empty fields are those of the mesh, which has them from [mesh.WithWorkload] and the environment. So this is needed only if
+	// metrics should say something else, or to have New report labels that are too long to be sent to peers: those of the mesh are not
+	// used then.
 	Workload policy.Workload
 
 	// Name is the name of the workload, such as that of its Deployment. The label service.istio.io/workload-name takes precedence.
@@ -79,6 +84,18 @@ type settings struct {
 	idle              time.Duration
 	native            bool
 	dropped           map[string]func() uint64
+}
+
+// of returns c with the workload of a mesh for what it does not say about its own.
+func (c Config) of(s mesh.Status) Config {
+	w := &s.Workload
+	place := strings.SplitN(w.Locality, "/", 3)
+	place = append(place, "", "")
+	c.Workload = c.Workload.Or(policy.Workload{
+		Namespace: w.Namespace, Labels: w.Labels, Address: w.Address, TrustDomain: w.TrustDomain, ClusterDomain: w.ClusterDomain,
+		Locality: discovery.Locality{Region: place[0], Zone: place[1]},
+	})
+	return c
 }
 
 func (c Config) settings(getenv func(string) string, hostname func() (string, error)) (*settings, error) {

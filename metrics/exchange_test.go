@@ -3,6 +3,7 @@ package metrics_test
 import (
 	"context"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -202,5 +203,49 @@ func TestOwnLabels(t *testing.T) {
 				t.Errorf("%s: %s is %q, want %q", name, label, got[label], want)
 			}
 		}
+	}
+}
+
+// Whoever gives the workload to the mesh need not give it to the metrics again.
+func TestWorkloadOfTheMesh(t *testing.T) {
+	for name, test := range map[string]struct {
+		config metrics.Config
+		want   map[string]string
+	}{
+		"no Config": {want: map[string]string{
+			"workload": "orders", "workload_namespace": "shop", "app": "orders", "version": "v2", "canonical_service": "orders",
+		}},
+		"a Config": {config: metrics.Config{Name: "orders-v2", Workload: policy.Workload{Namespace: "web"}}, want: map[string]string{
+			"workload": "orders-v2", "workload_namespace": "web", "app": "orders", "version": "v2", "canonical_service": "orders",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newProcess(t, test.config)
+			m, err := mesh.New(t.Context(), mesh.WithEmptyPolicy(), mesh.WithObserver(p.Observer()), mesh.WithWorkload(policy.Workload{
+				Namespace: "shop", Labels: map[string]string{"app": "orders", "version": "v2"},
+			}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			srv := httptest.NewServer(m.Handler(http.NotFoundHandler()))
+			defer srv.Close()
+			resp, err := m.Client().Get(srv.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			for _, end := range []string{"source", "destination"} {
+				got := p.one(t, "istio_requests_total", "reporter", end).labels
+				for label, want := range test.want {
+					if got[end+"_"+label] != want {
+						t.Errorf("%s_%s is %q, want %q", end, label, got[end+"_"+label], want)
+					}
+				}
+			}
+			if name := "orders." + test.want["workload_namespace"] + ".svc.cluster.local"; p.total(t, "istio_requests_total", "destination_service", name) != 1 {
+				t.Errorf("no request to %s: %v", name, p.scrape(t, "istio_requests_total"))
+			}
+		})
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 // Metrics has the metrics of a process. [New] returns one. It is safe for concurrent use.
 type Metrics struct {
+	config    Config
 	settings  *settings
 	store     store
 	hosts     hosts
@@ -36,7 +37,7 @@ func New(c Config) (*Metrics, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Metrics{settings: s}
+	m := &Metrics{config: c, settings: s}
 	m.store = store{settings: s, paths: make(map[identity]*path), pairs: make(map[[2]string]*dto.LabelPair),
 		altered: make(map[alteredKey]*series)}
 	m.hosts = hosts{most: max(s.most/4, 16), used: make(map[string]int64)}

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"hash/maphash"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,8 +19,9 @@ import (
 // watcher observes one mesh. It finds the path of a call without building strings: by the endpoint, or by the peer of a request.
 type watcher struct {
 	*Metrics
-	mesh atomic.Pointer[mesh.Mesh]
-	self atomic.Pointer[self]
+	settings *settings // with the workload of the mesh, once it has started
+	mesh     atomic.Pointer[mesh.Mesh]
+	self     atomic.Pointer[self]
 
 	// For outbound calls.
 	endpoints sync.Map // *discovery.Endpoint -> *endpoint
@@ -57,17 +59,30 @@ func (s *self) tell(a *mesh.Attempt) {
 }
 
 func newWatcher(m *Metrics) *watcher {
-	w := &watcher{Metrics: m, seed: maphash.MakeSeed()}
+	w := &watcher{Metrics: m, settings: m.settings, seed: maphash.MakeSeed()}
 	w.streams.init()
 	w.conns.open = make(map[*mesh.Conn]*conn)
 	w.setIdentity("")
 	return w
 }
 
-func (w *watcher) setIdentity(id string) {
-	if s := w.self.Load(); s != nil && s.id == id {
-		return
+// started takes what the Config does not say about this workload from the mesh. The mesh has no calls yet.
+func (w *watcher) started(m *mesh.Mesh) {
+	w.mesh.Store(m)
+	if s, err := w.config.of(m.Status()).settings(os.Getenv, os.Hostname); err == nil { // otherwise the labels are too long to be sent
+		w.settings = s
+		w.describe(w.self.Load().id)
 	}
+}
+
+func (w *watcher) setIdentity(id string) {
+	if s := w.self.Load(); s == nil || s.id != id {
+		w.describe(id)
+	}
+}
+
+// describe sets the metadata of this workload.
+func (w *watcher) describe(id string) {
 	said := w.settings.metadata
 	said.Identity = id
 	w.self.Store(&self{id, []string{said.Encode()}, []string{said.ID(w.settings.address, w.settings.domain)}})
