@@ -363,7 +363,7 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	_, refused := errors.AsType[*tlsid.PeerError](in.PeerErr) // it gets an answer: without one it would keep an HTTP/2 connection
 	switch {
 	case in.mode == tlsid.Strict && in.Peer == "" && !refused:
-		panic(http.ErrAbortHandler) // like a refused connection: no answer
+		m.cutOff(r, in)
 	case !in.Decision.Allowed:
 		in.Decision.Refuse(w, r)
 		return false

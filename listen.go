@@ -319,6 +319,29 @@ func (s *server) hiddenTLS(r *http.Request) (*tls.ConnectionState, error) {
 	return nil, nil
 }
 
+// errElsewhere and errUncertain are why requests are cut off that no listener of ours has refused.
+var (
+	errElsewhere = fmt.Errorf("%w: the request came over another listener than those of Mesh.Listen", tlsid.ErrPlaintext)
+	errUncertain = fmt.Errorf("%w, and the port is STRICT: serve over a listener of Mesh.Listen", tlsid.ErrNoPeer)
+)
+
+// cutOff ends a request to a STRICT port from a peer without an identity, without an answer, as if its connection had been refused. It
+// panics.
+func (m *Mesh) cutOff(r *http.Request, in *inbound) {
+	refusal := tlsid.Refusal{Mode: tlsid.Strict, Err: errUncertain, RemoteAddr: &net.UnixAddr{Name: r.RemoteAddr, Net: "unix"}}
+	if remote, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		refusal.RemoteAddr = net.TCPAddrFromAddrPort(remote)
+	}
+	if in.state == nil {
+		refusal.Err = errElsewhere
+		if m.server.connOf(r) != nil { // it came before its connection was closed
+			refusal.Err = tlsid.ErrPlaintext
+		}
+	}
+	m.observers.connectionRefused(net.TCPAddrFromAddrPort(in.view.Destination), refusal)
+	panic(http.ErrAbortHandler)
+}
+
 // connOf returns the connection of r, if it came over a listener of ours.
 func (s *server) connOf(r *http.Request) net.Conn {
 	for _, l := range s.watched() {

@@ -149,6 +149,32 @@ func TestListenWithoutHandlerRefuses(t *testing.T) {
 	}
 }
 
+// Whoever forgets Mesh.Listen learns why requests to a STRICT port get no answer.
+func TestHandlerWithoutListenSaysWhyItCutsOff(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	refused := make(chan tlsid.Refusal, 100)
+	m := w.member(t, "payment-service", strict, mesh.WithObserver(mesh.Observer{
+		ConnectionRefused: func(_ net.Addr, r tlsid.Refusal) { refused <- r },
+	}))
+	for name, serve := range map[string]func(http.Handler) *httptest.Server{"plaintext": httptest.NewServer, "TLS": httptest.NewTLSServer} {
+		srv := serve(m.Handler(says("hello")))
+		if a, err := try(srv.Client(), srv.URL); err == nil {
+			t.Errorf("%s: a request without mutual TLS gets %d %q", name, a.status, a.body)
+		}
+		srv.Close()
+		select {
+		case r := <-refused:
+			if !strings.Contains(r.Err.Error(), "Mesh.Listen") || r.Mode != tlsid.Strict || !strings.HasPrefix(r.RemoteAddr.String(), "127.0.0.1:") ||
+				errors.Is(r.Err, tlsid.ErrPlaintext) != (name == "plaintext") {
+				t.Errorf("%s: the observers are told %v of %v (%v), want what to do", name, r.Err, r.RemoteAddr, r.Mode)
+			}
+		default:
+			t.Errorf("%s: the observers are told nothing", name)
+		}
+	}
+}
+
 // A process with an identity that serves every peer is warned, once.
 func TestOpenWorkloadIsTold(t *testing.T) {
 	noLeaks(t)

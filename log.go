@@ -240,7 +240,7 @@ type tally struct {
 }
 
 // refusals are the reasons that may be told apart. Those of all others have text that the peer chooses.
-var refusals = [...]error{tlsid.ErrPlaintext, tlsid.ErrTLSDisabled, tlsid.ErrTooManyPending, errNoHandler, errDenied, errNoPeer}
+var refusals = [...]error{errElsewhere, errUncertain, tlsid.ErrPlaintext, tlsid.ErrTLSDisabled, tlsid.ErrTooManyPending, errNoHandler, errDenied, errNoPeer}
 
 // reasonOf returns the kind of the reason of a refusal.
 func reasonOf(err error) string {

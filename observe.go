@@ -93,7 +93,8 @@ type Observer struct {
 	// Keys is called after every fetch of keys that tokens are verified with; see [jwt.State]. The last good ones stay in force.
 	Keys func(state jwt.State)
 
-	// ConnectionRefused is called when [Mesh.Listen] or [Mesh.ListenTCP] refuses a connection at the address local.
+	// ConnectionRefused is called when [Mesh.Listen] or [Mesh.ListenTCP] refuses a connection at the address local, and when
+	// [Mesh.Handler] cuts off a request without mutual TLS that came to a STRICT port over another listener.
 	ConnectionRefused func(local net.Addr, refusal tlsid.Refusal)
 
 	// PolicyLoad is called after every attempt to load documents, and once, with the number 0 and a warning, if [Mesh.Handler] is
