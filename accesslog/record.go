@@ -9,6 +9,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
@@ -43,6 +44,7 @@ type record struct {
 	badPath  bool
 	policy   string // the policy that denied the request
 	rule     int
+	reason   string // why it was denied
 
 	received, sent int64 // received from the caller, sent to the caller
 
@@ -101,7 +103,7 @@ func (l *Log) callEnd(_ context.Context, c *mesh.Call) {
 	l.put(r, documents)
 }
 
-func (l *Log) inboundEnd(_ context.Context, in *mesh.Inbound) {
+func (l *Log) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 	documents := &in.Telemetry.Server().Log
 	failed := in.Flags&mesh.FlagCallerGone == 0 // if there was no response
 	if documents.Disabled || !l.keeps(filterCode(in.Status, in.GRPCStatus, failed), in.Duration, in.Flags) {
@@ -110,10 +112,13 @@ func (l *Log) inboundEnd(_ context.Context, in *mesh.Inbound) {
 	r := l.records.Get().(*record)
 	r.side, r.start, r.duration = inbound, in.Start, in.Duration
 	r.request(in.Request, in.Request.RequestURI)
+	if id, _ := ctx.Value(asserted.RequestIDKey{}).(string); id != "" { // the handler and its calls have this one, whatever the peer sent
+		r.requestID = id
+	}
 	r.secret = in.Telemetry.Server().SecretParams
 	r.status, r.code, r.grpcStatus, r.flags = in.Status, in.Status, in.GRPCStatus, in.Flags
 	if r.denied = !in.Decision.Allowed; r.denied {
-		r.badPath, r.policy, r.rule = in.Decision.BadRequest, in.Decision.Policy, in.Decision.Rule
+		r.badPath, r.policy, r.rule, r.reason = in.Decision.BadRequest, in.Decision.Policy, in.Decision.Rule, in.Decision.Reason
 	}
 	r.received, r.sent, r.peerID = in.BytesReceived, in.BytesSent, in.Peer
 	r.local, _ = in.Request.Context().Value(http.LocalAddrContextKey).(net.Addr)

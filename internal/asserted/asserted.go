@@ -27,3 +27,7 @@ func Header(name string) bool {
 	}
 	return name == ClientCert || name == RequestID || strings.HasPrefix(name, "X-Envoy-")
 }
+
+// RequestIDKey is the key of the id of an inbound request in its context: a string, which is empty for none. A tracer that decides about the
+// id is there, since the header of a peer that is not trusted has another one.
+type RequestIDKey struct{}

@@ -16,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/grpccode"
 	"github.com/nosidecar/mesh/policy/telemetry"
@@ -54,8 +55,11 @@ type inboundKey struct{}
 
 // Value implements context.Context.
 func (in *inbound) Value(key any) any {
-	if key == (inboundKey{}) {
+	switch key {
+	case inboundKey{}:
 		return in
+	case asserted.RequestIDKey{}:
+		return in.id()
 	}
 	return in.Context.Value(key)
 }

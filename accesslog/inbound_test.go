@@ -1,0 +1,77 @@
+package accesslog_test
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/accesslog"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/jwttest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/tracing"
+	"github.com/nosidecar/mesh/tracing/tracingmesh"
+)
+
+// A peer that is not trusted does not choose the id of its request. The line has the id that the handler and its calls have.
+func TestRequestIDOfALine(t *testing.T) {
+	leak.Check(t)
+	for name, first := range map[string]bool{"the log before the tracer": true, "the tracer before the log": false} {
+		access, out := newLog(t, accesslog.Config{})
+		tracer, err := tracingmesh.Observer(tracing.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		observers := []mesh.Option{mesh.WithEmptyPolicy(), mesh.WithObserver(access.Observer()), mesh.WithObserver(tracer)}
+		if !first {
+			observers[1], observers[2] = observers[2], observers[1]
+		}
+		served := make(chan string, 1)
+		server := meshtest.New(t, "", observers...)
+		orders := meshtest.Serve(t, server.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			served <- tracing.RequestID(r.Context())
+		})).ServeHTTP)
+		var registry discovery.Memory
+		registry.Set("orders.default.svc.cluster.local", orders)
+		client := meshtest.New(t, "", mesh.WithEmptyPolicy(), mesh.WithDiscovery(&registry))
+		get(t, client, http.MethodGet, "http://orders/", nil, http.Header{"X-Request-Id": {"mine"}})
+		if id, line := <-served, closed(t, access, out)[0]; id == "mine" || line["request_id"] != id {
+			t.Errorf("%s: the line has the request id %v, want %s, which the handler has", name, line["request_id"], id)
+		}
+	}
+}
+
+// A token that is not accepted is told from a request that no policy allows.
+func TestDetailsOfRefusedTokens(t *testing.T) {
+	leak.Check(t)
+	issuer := jwttest.New("a")
+	access, out := newLog(t, accesslog.Config{})
+	server := meshtest.New(t, `
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: users, namespace: default}
+spec: {jwtRules: [{issuer: i, audiences: [shop], jwks: '`+jwttest.KeySet(issuer)+`'}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: users, namespace: default}
+spec: {rules: [{from: [{source: {requestPrincipals: ["i/*"]}}]}]}
+`, mesh.WithObserver(access.Observer()))
+	var registry discovery.Memory
+	registry.Set("orders.default.svc.cluster.local", meshtest.Serve(t, server.Handler(http.NotFoundHandler()).ServeHTTP))
+	client := meshtest.New(t, "", mesh.WithEmptyPolicy(), mesh.WithDiscovery(&registry))
+	for _, credentials := range []string{"Basic YTpi", "Bearer none", "Bearer " + issuer.Token(`{"iss": "i", "sub": "s", "aud": "other"}`)} {
+		get(t, client, http.MethodGet, "http://orders/", nil, http.Header{"Authorization": {credentials}})
+	}
+	all := closed(t, access, out)
+	for i, want := range []string{
+		"rbac_access_denied_matched_policy[none]",
+		"jwt_authn_access_denied{Jwt_is_not_in_the_form_of_Header.Payload.Signature_with_two_dots_and_3_sections}",
+		"jwt_authn_access_denied{Audiences_in_Jwt_are_not_allowed}",
+	} {
+		if got := all[i]["response_code_details"]; got != want {
+			t.Errorf("request %d: %v, want %s", i, got, want)
+		}
+	}
+}
