@@ -37,6 +37,8 @@ func TestPlaintextToAnEndpointOfTLS(t *testing.T) {
 		{"no location, no identity", entry(""), true, []string{"ServiceEntry default/payment has no location"}},
 		{"external", strict + "---" + entry(external), false, []string{"as ServiceEntry default/payment is MESH_EXTERNAL", maybe}},
 		{"external, no identity", entry(external), true, nil},
+		{"no identity", entry("  location: MESH_INTERNAL\n"), true, []string{"as this process has no identity, for which there is mesh.WithIdentity", maybe}},
+		{"no identity, no label", yamlOf("payment"), true, nil},
 		{"a rule", strict + "---" + rule, false, []string{"as its DestinationRule says DISABLE", maybe}},
 		{"nothing said", yamlOf("payment"), false, []string{"no PeerAuthentication has it STRICT, and it lacks the label security.istio.io/tlsMode"}},
 	} {

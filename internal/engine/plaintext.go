@@ -65,6 +65,8 @@ func (a *Attempt) plaintextHint(kind failure.Kind, err error) string {
 	switch {
 	case config.TLS.Mode == policy.TLSAuto && entry != nil && entry.Unplaced:
 		return sent + "as " + entry.Document + " has no location, which means MESH_EXTERNAL: write MESH_INTERNAL if the endpoint takes mutual TLS"
+	case c.engine.identity == nil && config.TLS.Mode == policy.TLSAuto && !config.TLS.External && a.endpoint.host.Endpoint().Labels[tlsModeLabel] == "istio":
+		return sent + "as this process has no identity, for which there is mesh.WithIdentity" + maybe
 	case c.engine.identity == nil:
 		return "" // no peer expects mutual TLS of this process
 	case config.TLS.Mode == policy.TLSDisable:
