@@ -57,6 +57,30 @@ spec:
 	}
 }
 
+// Whoever sets how names are looked up has those in documents looked up so, too, but not by SRV records.
+func TestNamesInDocumentsAreLookedUpAsServicesAre(t *testing.T) {
+	noLeaks(t)
+	api := serve(t, func(w http.ResponseWriter, r *http.Request) { w.Write([]byte(r.Host)) })
+	_, port, _ := net.SplitHostPort(api.ID())
+	documents := `
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: partner}
+spec:
+  hosts: [partner.example]
+  location: MESH_EXTERNAL
+  resolution: DNS
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: ` + port + `}]
+`
+	own := &names{}
+	own.address.Store("127.0.0.1")
+	for name, dns := range map[string]discovery.Resolver{"value": discovery.DNS{Resolver: own, SRV: true}, "pointer": &discovery.DNS{Resolver: own, SRV: true}} {
+		if a := get(t, newMesh(t, documents, mesh.WithDiscovery(dns)).Client(), "http://partner.example/"); a.body != "partner.example" {
+			t.Errorf("%s: %d %q", name, a.status, a.body)
+		}
+	}
+}
+
 // DNS has no labels, so a subset has no endpoints. That is told when the documents are loaded.
 func TestSubsetsWithoutLabelsAreToldAtLoad(t *testing.T) {
 	documents := readSeed(t, "01-istio-routing-destination-retry-timeout.yaml")

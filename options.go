@@ -142,7 +142,8 @@ func WithEmptyPolicy() Option {
 	}
 }
 
-// WithDiscovery finds endpoints with r. Every service that r knows belongs to the mesh.
+// WithDiscovery finds endpoints with r. Every service that r knows belongs to the mesh. The names that ServiceEntries with the
+// resolution DNS have are looked up with [discovery.DNS]: with its Interval, Network and Resolver, if r is one.
 //
 // Without it endpoints are looked up with [discovery.DNS], and a host that the template's Proxy sends to a proxy is
 // outside the mesh.

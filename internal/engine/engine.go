@@ -85,11 +85,23 @@ func New(config Config) (*Engine, error) {
 		resolver = config.Resolver
 	}
 	e.watcher = discovery.NewWatcher(resolver, e.discoveryFailed)
-	e.names = discovery.NewWatcher(discovery.DNS{}, e.discoveryFailed)
+	e.names = discovery.NewWatcher(namesOf(resolver), e.discoveryFailed)
 	e.Mirrors.Share = func(to *route.Mirror) uint32 { return fraction.PerMillion(to.Fraction) }
 	e.Mirrors.Done = e.mirrorDone
 	e.view.Store(e.newView(nil))
 	return e, nil
+}
+
+// namesOf returns what looks up the names that documents give as addresses: DNS, with the settings of the resolver if that is DNS, too. Its
+// SRV records are those of services.
+func namesOf(r discovery.Resolver) discovery.DNS {
+	switch r := r.(type) {
+	case discovery.DNS:
+		return discovery.DNS{Interval: r.Interval, Network: r.Network, Resolver: r.Resolver}
+	case *discovery.DNS:
+		return namesOf(*r)
+	}
+	return discovery.DNS{}
 }
 
 // Identify gives the engine the identity that connections present, which may be nil, and the trust domain of the
