@@ -210,11 +210,15 @@ func (w *walk) value(node *yaml.Node, v reflect.Value, f *field) {
 }
 
 func (w *walk) structure(node *yaml.Node, v reflect.Value) {
+	st := w.dec.structOf(v.Type())
 	if node.Kind != yaml.MappingNode {
-		w.errorf(node, "must be an object, not %s", describe(node))
+		with := ""
+		if node.Kind == yaml.ScalarNode && !isTemplate(node) {
+			with = st.fewFields()
+		}
+		w.errorf(node, "must be an object%s, not %s", with, describe(node))
 		return
 	}
-	st := w.dec.structOf(v.Type())
 	seen := make([]int, len(st.fields)) // the line each field is set at, negative if it is null
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key, value := node.Content[i], node.Content[i+1]

@@ -82,6 +82,24 @@ func (st *structType) closest(name string) string {
 	return Closest(name, names)
 }
 
+// fewFields names the fields of a struct that has few: whoever writes a value in place of such an object does not know of them.
+func (st *structType) fewFields() string {
+	var names []string
+	for i := range st.fields {
+		if f := &st.fields[i]; f.state == Enforced {
+			names = append(names, f.name)
+		}
+	}
+	switch n := len(names); {
+	case n == 0 || n > 3:
+		return ""
+	case n == 1:
+		return " with " + names[0]
+	default:
+		return " with " + strings.Join(names[:n-1], ", ") + " or " + names[n-1]
+	}
+}
+
 // Closest returns the most similar of names, or "" if none is similar enough. Case and separators are ignored.
 func Closest(name string, names []string) string {
 	if len(name) > 64 {

@@ -143,6 +143,7 @@ func TestProblems(t *testing.T) {
 		{"null element", "retries: {codes: [503, ~]}",
 			`5: spec.http[0].retries.codes[1]: error: has no value: give it one or remove it`},
 		{"list for object", "retries: []", `5: spec.http[0].retries: error: must be an object, not a list`},
+		{"string for object", "retries: 2s", `5: spec.http[0].retries: error: must be an object with perTryTimeout, codes or deep, not the string "2s"`},
 		{"object for list", "retries: {codes: {}}",
 			`5: spec.http[0].retries.codes: error: must be a list, not an object: start each element with "- "`},
 		{"duplicate key", "timeout: 1s\n    timeout: 2s",
