@@ -23,7 +23,8 @@ const (
 // signal is a context without a parent, and a timer. The context has its channel and its list of children already. The timer runs on
 // when a call ends in time, and notices by itself that it is early for the next one. So most calls set no timer, and stop none. Nor do they
 // begin and end to watch a parent that many calls have in turn, such as the context of a whole program. Contexts with the same channel are as one,
-// whatever their values. The channel counts, not the context: a program may use the memory of one again.
+// whatever their values. The channel counts, not the context: a program may use the memory of one again. So nothing of a parent is used, or kept,
+// after a call but what package context has made to close that channel: see origin.
 type signal struct {
 	from   *Signals
 	ctx    context.Context
@@ -41,6 +42,7 @@ type signal struct {
 
 	watched <-chan struct{} // that of the parent whose end calls gone; while the signal is free, that of the last calls, or nil
 	unwatch func() bool     // ends that; nil if watched is
+	lasting bool            // the watch may outlast the call
 	last    uintptr         // the address of that of the last call; 0 if it had none
 	inARow  int             // calls with that channel, up to keepAfter
 }
@@ -66,10 +68,46 @@ func (f *Signals) take(owner *Context, parent context.Context) *signal {
 	if done := parent.Done(); done != s.watched {
 		s.unwatchLocked()
 		if done != nil {
-			s.watched, s.unwatch = done, context.AfterFunc(parent, s.gone)
+			at, found := origin(parent, done)
+			s.watched, s.unwatch, s.lasting = done, context.AfterFunc(at, s.gone), found
 		}
 	}
 	return s
+}
+
+// origin returns the context of package context that closes the channel of ctx. It reports false, and returns ctx, if there is none. Unlike ctx,
+// it leads to no code of the program when a watch of it ends.
+func origin(ctx context.Context, done <-chan struct{}) (context.Context, bool) {
+	if cancelKey == nil {
+		return ctx, false
+	}
+	if at, ok := ctx.Value(cancelKey).(context.Context); ok && reflect.TypeOf(at) == cancelType && at.Done() == done {
+		return at, true
+	}
+	return ctx, false
+}
+
+// cancelKey is the key for which a context returns the one of package context that it ends with, of type cancelType, and nil if there is no
+// such key any more.
+var cancelKey, cancelType = func() (key any, t reflect.Type) {
+	asked := &question{Context: context.Background()}
+	_ = context.Cause(asked)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	return asked.key, reflect.TypeOf(ctx)
+}()
+
+// question is a context that has ended, and remembers what it was asked for.
+type question struct {
+	context.Context
+	key any
+}
+
+func (q *question) Err() error { return context.Canceled }
+
+func (q *question) Value(key any) any {
+	q.key = key
+	return nil
 }
 
 // unwatchLocked ends the watch of a parent. If the parent has just ended, gone may still be about to run.
@@ -93,7 +131,7 @@ func (s *signal) countLocked() {
 // giveBack ends the use of a signal that was not cancelled.
 func (s *signal) giveBack() {
 	s.mu.Lock()
-	if s.countLocked(); s.inARow < keepAfter || !s.running { // the timer ends what is kept: see expire
+	if s.countLocked(); s.inARow < keepAfter || !s.lasting || !s.running { // the timer ends what is kept: see expire
 		s.unwatchLocked()
 	}
 	s.owner, s.parent, s.wanted = nil, nil, false

@@ -3,6 +3,7 @@ package deadline_test
 import (
 	"context"
 	"errors"
+	"reflect"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -150,55 +151,34 @@ func TestSignals_AtOnce(t *testing.T) {
 	callers.Wait()
 }
 
-// watchable is a context that counts who waits for its end.
-type watchable struct {
-	context.Context
-	begun, watched int
-}
-
-func (w *watchable) Value(any) any { return nil }
-
-// AfterFunc is what package context calls.
-func (w *watchable) AfterFunc(f func()) func() bool {
-	stop := context.AfterFunc(w.Context, f)
-	w.begun++
-	w.watched++
-	return func() bool {
-		w.watched--
-		return stop()
-	}
-}
-
-// watchableOf returns a child of parent.
-func watchableOf(parent context.Context) (*watchable, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(parent)
-	return &watchable{Context: ctx}, cancel
+// watched returns how many watch the end of a context of package context.
+func watched(ctx context.Context) int {
+	return reflect.ValueOf(ctx).Elem().FieldByName("children").Len()
 }
 
 // A parent that many calls in turn have in common is watched from one to the next, but not for longer than a call could have taken.
 func TestSignals_SameParent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var signals deadline.Signals
-		parent, cancel := watchableOf(t.Context())
+		parent, cancel := context.WithCancel(context.Background())
 		defer cancel()
-		other, cancel := watchableOf(t.Context())
+		other, cancel := context.WithCancel(context.Background())
 		defer cancel()
 		for range 5 {
 			use(parent, &signals, time.Minute)
 			use(other, &signals, time.Minute)
-			if parent.watched != 0 || other.watched != 0 {
+			if watched(parent) != 0 || watched(other) != 0 {
 				t.Error("a parent is watched after a call that is the only one in a row")
 			}
 		}
-		parent.begun = 0
-		for range 10 {
-			use(parent, &signals, time.Minute)
-		}
-		if parent.begun != 4 || parent.watched != 1 {
-			t.Errorf("10 calls with the same parent: watched %d times, now %d", parent.begun, parent.watched)
+		for n := range 10 {
+			use(context.WithValue(parent, &n, n), &signals, time.Minute)
+			if kept := watched(parent) == 1; kept != (n >= 3) {
+				t.Errorf("after %d calls with the same parent: watched: %v", n+1, kept)
+			}
 		}
 		use(other, &signals, time.Minute)
-		if parent.watched != 0 {
+		if watched(parent) != 0 {
 			t.Error("a parent is watched although a call with another one has come since")
 		}
 		for range 10 {
@@ -206,10 +186,93 @@ func TestSignals_SameParent(t *testing.T) {
 		}
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if parent.watched != 0 {
+		if watched(parent) != 0 {
 			t.Error("a parent is watched after a while without calls")
 		}
 	})
+}
+
+// request is a context of a program, which uses its memory again once the request is over. The end of others is the same.
+type request struct {
+	context.Context
+	t    *testing.T
+	over bool
+}
+
+func (r *request) used() {
+	if r.over {
+		r.t.Error("used after the request")
+	}
+}
+
+func (r *request) Done() <-chan struct{} {
+	r.used()
+	return r.Context.Done()
+}
+
+func (r *request) Value(key any) any {
+	r.used()
+	return r.Context.Value(key)
+}
+
+// Nothing of a parent is used after the call, even if what ends it is watched for longer, nor does that stay watched for ever.
+func TestSignals_ParentOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var signals deadline.Signals
+		program, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		serve := func() {
+			parent := &request{Context: program, t: t}
+			use(context.WithValue(parent, parent, 1), &signals, time.Minute)
+			parent.over = true
+		}
+		for range 3 {
+			for range 10 {
+				serve()
+			}
+			use(t.Context(), &signals, time.Minute)
+			if n := watched(program); n != 0 {
+				t.Errorf("the context of the program is watched by %d", n)
+			}
+		}
+		for range 10 {
+			serve()
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if n := watched(program); n != 0 {
+			t.Errorf("the context of the program is watched by %d after a while without calls", n)
+		}
+	})
+}
+
+// watchable is a context that package context does not know, and counts who waits for its end.
+type watchable struct {
+	context.Context
+	watched int
+}
+
+func (w *watchable) Value(any) any { return nil }
+
+// AfterFunc is what package context calls.
+func (w *watchable) AfterFunc(f func()) func() bool {
+	stop := context.AfterFunc(w.Context, f)
+	w.watched++
+	return func() bool {
+		w.watched--
+		return stop()
+	}
+}
+
+// A parent that only the program can tell about is watched during calls only.
+func TestSignals_OwnParent(t *testing.T) {
+	var signals deadline.Signals
+	parent := &watchable{Context: t.Context()}
+	for range 10 {
+		if use(parent, &signals, time.Minute); parent.watched != 0 {
+			t.Fatal("watched after a call")
+		}
+	}
 }
 
 // reused is a context whose memory a program uses for one request after another.
@@ -233,6 +296,7 @@ func TestSignals_ReusedParent(t *testing.T) {
 		for range 10 { // with what was kept, but for another request
 			var cancel context.CancelCauseFunc
 			parent.Context, cancel = context.WithCancelCause(t.Context())
+			defer cancel(nil)
 			for range 10 {
 				use(parent, &signals, time.Minute)
 			}
