@@ -161,7 +161,8 @@ func (c *cluster) protect(previous *cluster) (err error) {
 	return nil
 }
 
-// enter counts a call in, which began after a reading of the clock. It returns false if the cluster is closed and has no endpoints any more: then there is a newer view.
+// enter counts a call in, which began after a reading of the clock. It returns false if the cluster is closed and has no endpoints any more: then
+// there is a newer view.
 func (c *cluster) enter(read *time.Time) bool {
 	if c.calls.Add(1)&clusterGone != 0 {
 		c.calls.Add(-1)
@@ -284,12 +285,12 @@ func (c *cluster) close() {
 
 // giveUp ends a closed cluster, if it has no calls left.
 func (c *cluster) giveUp() {
-	c.mu.Lock()
-	subs := c.subs
-	c.mu.Unlock()
 	if !c.calls.CompareAndSwap(clusterClosed, clusterClosed|clusterGone) {
 		return
 	}
+	c.mu.Lock()
+	subs := c.subs // whoever adds another finds the cluster gone
+	c.mu.Unlock()
 	for _, sub := range subs {
 		sub.Close()
 	}
