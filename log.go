@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"slices"
 	"sync"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/policy/route"
@@ -22,9 +24,9 @@ import (
 )
 
 // WithLogger logs to logger, instead of to [slog.Default], what goes wrong outside calls: documents that are refused or have
-// warnings, ejections, circuits, refused connections, and failures of discovery and of the identity of the process. It is
-// logged whether or not an [Observer] is told of it, since most observers only count. A logger with [slog.DiscardHandler] is
-// silent.
+// warnings, ejections and those that maxEjectionPercent withholds, circuits, refused connections, and failures of discovery and of the
+// identity of the process. It is logged whether or not an [Observer] is told of it, since most observers only count. A logger with
+// [slog.DiscardHandler] is silent.
 func WithLogger(logger *slog.Logger) Option {
 	return func(o *options) error {
 		if logger == nil {
@@ -44,7 +46,7 @@ type journal struct {
 	alone   map[string]string    // by refused document that stands alone: what is in force in its place
 	warned  map[string]bool      // the warnings of the last load, which are not repeated
 	refused bool                 // the last load was refused
-	failed  map[string]time.Time // when each failure of discovery was last logged
+	failed  map[string]time.Time // when each failure of discovery, and each ejection that was withheld, was last logged
 	keyless map[jwt.Source]bool  // sources of keys whose failure was logged
 	barred  map[barred]*tally    // the refused connections
 }
@@ -52,8 +54,8 @@ type journal struct {
 // observer returns the journal as an observer.
 func (j *journal) observer() Observer {
 	return Observer{
-		PolicyLoad: j.policyLoad, Ejection: j.ejection, Circuit: j.circuit, DiscoveryFailed: j.discoveryFailed, Identity: j.identity,
-		Keys: j.keys, ConnectionRefused: j.connectionRefused,
+		PolicyLoad: j.policyLoad, Ejection: j.ejection, EjectionWithheld: j.ejectionWithheld, Circuit: j.circuit,
+		DiscoveryFailed: j.discoveryFailed, Identity: j.identity, Keys: j.keys, ConnectionRefused: j.connectionRefused,
 	}
 }
 
@@ -170,6 +172,16 @@ func (j *journal) ejection(target route.Target, event breaker.Event) {
 	j.to().Info("mesh: endpoint readmitted", "destination", target.String(), "endpoint", event.Endpoint)
 }
 
+// ejectionWithheld logs which setting keeps an endpoint in. An endpoint that fails and recovers in turn is logged once per repeatAfter.
+func (j *journal) ejectionWithheld(target route.Target, event breaker.Event) {
+	if j.again(fmt.Sprintf("ejection %s %s %v", target, event.Endpoint, event.Limit)) {
+		return
+	}
+	j.to().Warn("mesh: endpoint fails and is not ejected, since maxEjectionPercent allows no more ejections",
+		"destination", target.String(), "endpoint", event.Endpoint, "reason", string(event.Reason), "failures", event.Failures,
+		"calls", event.Calls, "maxEjectionPercent", fraction.Percent(event.Limit), "needed", math.Ceil(fraction.Percent(event.Needed)))
+}
+
 func (j *journal) circuit(target route.Target, change breaker.Change) {
 	level, counts := slog.LevelInfo, []any(nil)
 	if change.To == breaker.Open {
@@ -187,20 +199,24 @@ const (
 )
 
 func (j *journal) discoveryFailed(service discovery.Service, err error) {
-	text, now := fmt.Sprintf("%s: %v", service.Host, err), time.Now()
-	j.mu.Lock()
-	last, known := j.failed[text]
-	again := known && now.Sub(last) < repeatAfter
-	if !again {
-		if j.failed == nil || len(j.failed) >= mostFailures {
-			j.failed = make(map[string]time.Time)
-		}
-		j.failed[text] = now
-	}
-	j.mu.Unlock()
-	if !again {
+	if !j.again(fmt.Sprintf("%s: %v", service.Host, err)) {
 		j.to().Warn("mesh: discovery failed, the last endpoints stay", "service", service.Host, "error", err)
 	}
+}
+
+// again reports whether the same was logged less than repeatAfter ago. If not, it is from now on.
+func (j *journal) again(text string) bool {
+	now := time.Now()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if last, known := j.failed[text]; known && now.Sub(last) < repeatAfter {
+		return true
+	}
+	if j.failed == nil || len(j.failed) >= mostFailures {
+		j.failed = make(map[string]time.Time)
+	}
+	j.failed[text] = now
+	return false
 }
 
 func (j *journal) identity(_ *tlsid.Identity, err error) {

@@ -12,14 +12,18 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -149,6 +153,65 @@ func TestLog_Ejection(t *testing.T) {
 	if got := r.take(); !strings.Contains(got, "mesh: endpoint ejected") || !strings.Contains(got, "shop") {
 		t.Errorf("logged %q, want the ejection", got)
 	}
+}
+
+// TestLog_EjectionWithheld: an endpoint that fails and stays is logged once, with the setting that keeps it and the value that would not.
+func TestLog_EjectionWithheld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f meshtest.Fleet
+		r := new(record)
+		var broken atomic.Bool
+		broken.Store(true)
+		answer := func(w http.ResponseWriter, _ *http.Request) {
+			if broken.Load() {
+				w.WriteHeader(http.StatusBadGateway)
+			}
+		}
+		f.Registry.Set("shop", f.Add(t, answer), f.Add(t, answer), f.Add(t, answer))
+		var ejected, withheld []breaker.Event
+		m := f.Mesh(t, strings.Replace(ejects, "1, maxEjectionPercent: 100", "2, baseEjectionTime: 1h", 1), mesh.WithLogger(r.logger()), mesh.WithObserver(mesh.Observer{
+			Ejection:         func(_ route.Target, e breaker.Event) { ejected = append(ejected, e) },
+			EjectionWithheld: func(_ route.Target, e breaker.Event) { withheld = append(withheld, e) },
+		}))
+		calls := func() {
+			for range 50 {
+				get(t, m.Client(), "http://shop/")
+				time.Sleep(time.Second)
+			}
+		}
+		calls()
+		const want = `msg="mesh: endpoint fails and is not ejected, since maxEjectionPercent allows no more ejections" ` +
+			`destination=shop.default.svc.cluster.local:80 endpoint=`
+		got := r.take()
+		if n := strings.Count(got, want); n != 2 || strings.Count(got, "reason=consecutive_5xx failures=2 calls=2 maxEjectionPercent=10 needed=67") != 2 {
+			t.Errorf("%d times %s in\n%s\nwant the two endpoints that stay", n, want, got)
+		}
+		if len(ejected) != 1 || !ejected[0].Ejected || len(withheld) != 2 || withheld[0].Endpoint == withheld[1].Endpoint {
+			t.Errorf("observers are told of the ejections %+v, and of %+v withheld; want 1 and 2", ejected, withheld)
+		}
+		fail := func(fails bool) {
+			broken.Store(fails)
+			calls()
+		}
+		if fail(false); len(withheld) != 2 {
+			t.Errorf("%d ejections withheld when nothing failed", len(withheld)-2)
+		}
+		if fail(true); len(withheld) != 4 {
+			t.Errorf("%d ejections withheld after endpoints recovered, want 2", len(withheld)-2)
+		}
+		if got := r.take(); got != "" {
+			t.Errorf("logged %q again, within ten minutes", got)
+		}
+		fail(false)
+		time.Sleep(10 * time.Minute)
+		fail(false)
+		if fail(true); strings.Count(r.take(), want) != 2 {
+			t.Error("not logged again after ten minutes")
+		}
+		if len(ejected) != 1 {
+			t.Errorf("%d events of ejections, want 1", len(ejected))
+		}
+	})
 }
 
 // mute never says anything.

@@ -73,6 +73,10 @@ type Observer struct {
 	// Ejection is called when outlier detection ejects an endpoint, or readmits it.
 	Ejection func(target route.Target, event breaker.Event)
 
+	// EjectionWithheld is called when an endpoint fails often enough to be ejected and stays, because maxEjectionPercent, which is
+	// 10 by default, allows no more ejections. It is called once until the endpoint was ejected or has recovered.
+	EjectionWithheld func(target route.Target, event breaker.Event)
+
 	// Circuit is called when the circuit of a destination opens, half-opens or closes.
 	Circuit func(target route.Target, change breaker.Change)
 

@@ -53,8 +53,8 @@ func (m *Mesh) hooks() engine.Hooks {
 	o := m.observers
 	m.calls = o.callFuncs()
 	h := engine.Hooks{
-		Error: newError, Ejection: o.ejection, CircuitChanged: o.circuitChanged, EndpointsChanged: o.endpointsChanged,
-		DiscoveryFailed: o.discoveryFailed, MirrorDropped: o.mirrorDropped,
+		Error: newError, Ejection: o.ejection, EjectionWithheld: o.ejectionWithheld, CircuitChanged: o.circuitChanged,
+		EndpointsChanged: o.endpointsChanged, DiscoveryFailed: o.discoveryFailed, MirrorDropped: o.mirrorDropped,
 	}
 	h.Headers = m.calls.attemptStart != nil || m.calls.attemptEnd != nil
 	h.Messages = m.calls.message != nil
@@ -67,6 +67,14 @@ func (m *Mesh) hooks() engine.Hooks {
 func (o observers) ejection(target route.Target, event breaker.Event) {
 	for i := range o {
 		if f := o[i].Ejection; f != nil {
+			f(target, event)
+		}
+	}
+}
+
+func (o observers) ejectionWithheld(target route.Target, event breaker.Event) {
+	for i := range o {
+		if f := o[i].EjectionWithheld; f != nil {
 			f(target, event)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -213,6 +214,38 @@ func TestPage_Ejection(t *testing.T) {
 		call(m.Client(), "GET", "http://api/")
 		if r = reportOf(t, page); len(r.Problems) != 0 || r.Destinations[0].Calls != 1 {
 			t.Errorf("two minutes later: problems %+v, %d calls; want none and 1", r.Problems, r.Destinations[0].Calls)
+		}
+	})
+}
+
+// TestPage_EjectionWithheld: a problem says why its endpoint is not ejected, while the endpoint fails.
+func TestPage_EjectionWithheld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		var recovered atomic.Bool
+		bad := func(w http.ResponseWriter, _ *http.Request) {
+			if !recovered.Load() {
+				w.WriteHeader(503)
+			}
+		}
+		f.Registry.Set("api", f.Add(t, fine), f.Add(t, bad), f.Add(t, bad))
+		page, m := attach(t, f, admin.Config{}, strings.NewReplacer("attempts: 2, retryOn: 5xx", "attempts: 0", "100}", "34}", "baseEjectionTime: 30s", "baseEjectionTime: 1h").Replace(ejects))
+		for range 20 {
+			call(m.Client(), "GET", "http://api/")
+		}
+		const text = "stays although it fails: consecutive_5xx, 3 of 3 calls failed; maxEjectionPercent is 34, an ejection needs 67"
+		r := reportOf(t, page)
+		if len(r.Events) != 2 || r.Events[0].Kind != "ejection withheld" || r.Events[0].Text != text || r.Events[1].Kind != "ejection" {
+			t.Errorf("events %+v, want an ejection, and one that is withheld", r.Events)
+		}
+		if why := r.Events[0].Endpoint + " " + text; len(r.Problems) != 1 || !slices.Contains(r.Problems[0].Why, why) {
+			t.Errorf("problems %+v, want %q", r.Problems, why)
+		}
+		recovered.Store(true)
+		time.Sleep(2 * time.Minute) // of the bubble
+		call(m.Client(), "GET", "http://api/")
+		if r = reportOf(t, page); len(r.Problems) != 1 || strings.Contains(fmt.Sprint(r.Problems[0].Why), "stays") {
+			t.Errorf("problems %+v two minutes later, want only the endpoint that is out", r.Problems)
 		}
 	})
 }

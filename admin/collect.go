@@ -219,7 +219,8 @@ func (c *collector) observer() mesh.Observer {
 	return mesh.Observer{
 		CallEnd: c.callEnd, AttemptEnd: c.attemptEnd, InboundEnd: c.inboundEnd,
 		ConnStart: c.tcp.start, ConnEnd: c.tcp.end,
-		Ejection: c.ejection, Circuit: c.circuit, DiscoveryFailed: c.discoveryFailed, MirrorDropped: c.mirrorDropped,
-		Identity: c.identity, ConnectionRefused: c.connectionRefused, PolicyLoad: c.policyLoad,
+		Ejection: c.ejection, EjectionWithheld: c.ejectionWithheld, Circuit: c.circuit,
+		DiscoveryFailed: c.discoveryFailed, MirrorDropped: c.mirrorDropped, Identity: c.identity,
+		ConnectionRefused: c.connectionRefused, PolicyLoad: c.policyLoad,
 	}
 }

@@ -56,8 +56,8 @@
 //	                             timeoutMs, perTryTimeoutMs, retries, fault, if they are set; routesOmitted if there are more
 //	loads[]                      of documents, the latest first: at, number (0: a remark about those in force), version, inForce, error,
 //	                             findings[] (policy.Finding: file, line, kind, namespace, name, field, severity, message; inForce and since if it stands alone), findingsOmitted
-//	events[]                     the latest first: at, kind ("ejection", "readmission", "circuit", "discovery", "identity", "mirror",
-//	                             "connection"), target and endpoint if it is about one, text, bad; at most 20 of discovery
+//	events[]                     the latest first: at, kind ("ejection", "ejection withheld", "readmission", "circuit", "discovery",
+//	                             "identity", "mirror", "connection"), target and endpoint if it is about one, text, bad; at most 20 of discovery
 //	calls[]                      those that failed or were slow, the latest first, see below
 //
 // Figures are calls, errors, retries, callsPerSecond, errorsPerSecond, errorShare, p50Ms, p90Ms, p99Ms and slowestMs. The percentiles

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/tlsid"
@@ -32,6 +34,9 @@ type event struct {
 	Text     string    `json:"text"`
 	Bad      bool      `json:"bad"` // it is a problem, not the end of one
 }
+
+// ejectionWithheld is the kind of an event that explains a problem of its endpoint.
+const ejectionWithheld = "ejection withheld"
 
 // load is an attempt to load documents.
 type load struct {
@@ -65,6 +70,12 @@ func (c *collector) ejection(to route.Target, e breaker.Event) {
 	}
 	c.happened(event{Kind: "ejection", Target: targetOf(to), Endpoint: e.Endpoint, Bad: true,
 		Text: fmt.Sprintf("ejected: %s, %d of %d calls failed", e.Reason, e.Failures, e.Calls)})
+}
+
+func (c *collector) ejectionWithheld(to route.Target, e breaker.Event) {
+	c.happened(event{Kind: ejectionWithheld, Target: targetOf(to), Endpoint: e.Endpoint, Bad: true,
+		Text: fmt.Sprintf("stays although it fails: %s, %d of %d calls failed; maxEjectionPercent is %v, an ejection needs %v", e.Reason, e.Failures, e.Calls,
+			fraction.Percent(e.Limit), math.Ceil(fraction.Percent(e.Needed)))})
 }
 
 func (c *collector) circuit(to route.Target, change breaker.Change) {

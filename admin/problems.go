@@ -200,6 +200,7 @@ func (r *report) destinationProblem(d *destinationOf, slow time.Duration) *probl
 		p.say(severity, share+" of the calls fail")
 	}
 	p.endpoints(out, serving)
+	r.withheld(p)
 	p.causes()
 	if pool := d.Pool; pool != nil && pool.MaxRequests > 0 && pool.Active >= pool.MaxRequests {
 		p.say(warning, "The connection pool is full")
@@ -280,6 +281,22 @@ func (p *finder) endpoints(out []*endpointOf, serving int) {
 	}
 	if errors >= fewErrors && len(p.Endpoints) > 1 && float64(worst.Errors) >= blamedAtLeast*float64(errors) {
 		p.because("%s caused %d of the %d failed attempts; %s of those it got", worst.Address, worst.Errors, errors, percent(worst.ErrorShare))
+	}
+}
+
+// withheld adds which of the endpoints that fail stay because of the limit of ejections.
+func (r *report) withheld(p *finder) {
+	told := 0
+	for i := range p.Endpoints {
+		e := &p.Endpoints[i]
+		if p.Severity == "" || !e.Healthy || e.Errors == 0 || told == mostBlamed {
+			continue
+		}
+		last := slices.IndexFunc(r.Events, func(of event) bool { return of.Endpoint == e.Address && *of.Target == *p.Target })
+		if last >= 0 && r.Events[last].Kind == ejectionWithheld {
+			told++
+			p.because("%s %s", e.Address, r.Events[last].Text)
+		}
 	}
 }
 

@@ -17,9 +17,13 @@ type mailbox[T any] struct {
 }
 
 func (m *mailbox[T]) post(event T) {
-	if m.handler == nil {
-		return
+	if m.handler != nil {
+		m.add(event)
 	}
+}
+
+// add posts an event that has another handler, which is given to drain.
+func (m *mailbox[T]) add(event T) {
 	m.mu.Lock()
 	m.queue = append(m.queue, event)
 	m.waiting.Store(true)
@@ -29,11 +33,11 @@ func (m *mailbox[T]) post(event T) {
 // deliver must be called, with no lock held, after anything that may have posted.
 func (m *mailbox[T]) deliver() {
 	if m.waiting.Load() {
-		m.drain()
+		m.drain(m.handler)
 	}
 }
 
-func (m *mailbox[T]) drain() {
+func (m *mailbox[T]) drain(handler func(T)) {
 	m.mu.Lock()
 	if m.busy {
 		m.mu.Unlock()
@@ -53,7 +57,7 @@ func (m *mailbox[T]) drain() {
 		if !ok {
 			return
 		}
-		m.handler(event)
+		handler(event)
 	}
 }
 

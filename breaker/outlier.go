@@ -38,10 +38,10 @@ const (
 	FailurePercentage      Reason = "failure_percentage"
 )
 
-// Event is an ejection or a readmission.
+// Event is an ejection, a readmission or, for [Outlier.OnWithheld] only, an ejection that did not happen.
 type Event struct {
 	Endpoint string
-	Ejected  bool // false: readmitted
+	Ejected  bool // false: readmitted, or not ejected
 	At       time.Time
 
 	// Set for an ejection: the reason, and the earliest time at which it can end.
@@ -51,6 +51,10 @@ type Event struct {
 	// Failures is the number of failures, out of Calls, that caused an ejection: the consecutive ones or, for the reasons
 	// that compare endpoints, those since the last sweep.
 	Failures, Calls int
+
+	// Set for an ejection that did not happen: MaxEjectedFraction, and the least value of it with which it would have. Reason,
+	// Failures and Calls are set, too.
+	Limit, Needed float64
 }
 
 // EndpointStatus is what an Outlier knows about an endpoint.
@@ -73,15 +77,21 @@ type EndpointStatus struct {
 // endpoint, and calls [Outlier.Sweep] with every call. A caller that does not know the set needs only [Outlier.Report] and
 // [Outlier.Ejected].
 type Outlier struct {
-	cfg    OutlierConfig // with defaults
-	least  int           // of cfg.ErrorCodes
-	start  time.Time     // sweeps are due at multiples of cfg.Interval from here
-	due    atomic.Int64  // when the next sweep is, in nanoseconds from start
-	events mailbox[Event]
+	// OnWithheld, if not nil, is called when an endpoint fails often enough to be ejected and stays, because of
+	// [OutlierConfig.MaxEjectedFraction]. It is called once for an endpoint, and again only after the endpoint was ejected, or
+	// answered well and a sweep found it so. It is called like the onEvent of [NewOutlier], which is not told: it would take an
+	// event that is not Ejected for a readmission. Set it before the first use.
+	OnWithheld func(Event)
+
+	cfg     OutlierConfig // with defaults
+	start   time.Time     // sweeps are due at multiples of cfg.Interval from here
+	due     atomic.Int64  // when the next sweep is, in nanoseconds from start
+	events  mailbox[Event]
+	least   int32        // of cfg.ErrorCodes
+	ejected atomic.Int32 // number of ejected trackers; written with mu held
 
 	mu       sync.RWMutex
 	trackers smallmap.Map[string, *Tracker]
-	ejected  atomic.Int32 // number of ejected trackers; written with mu held
 }
 
 // NewOutlier returns an Outlier that knows no endpoint. The error is that of [OutlierConfig.Validate]. onEvent, if not nil,
@@ -92,10 +102,25 @@ func NewOutlier(cfg OutlierConfig, onEvent func(Event)) (*Outlier, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Outlier{cfg: cfg, least: cfg.ErrorCodes.least(), start: time.Now()}
+	o := &Outlier{cfg: cfg, least: int32(cfg.ErrorCodes.least()), start: time.Now()}
 	o.due.Store(int64(cfg.Interval))
 	o.events.handler = onEvent
 	return o, nil
+}
+
+// deliver must be called, with no lock held, after anything that may have posted an event.
+func (o *Outlier) deliver() {
+	if o.events.waiting.Load() {
+		o.events.drain(o.tell)
+	}
+}
+
+func (o *Outlier) tell(e Event) {
+	if e.Limit > 0 {
+		o.OnWithheld(e)
+		return
+	}
+	o.events.handler(e)
 }
 
 // Track returns the Tracker of the endpoint with the given ID, the same until the endpoint is forgotten.
@@ -150,7 +175,7 @@ func (o *Outlier) Endpoints() []EndpointStatus {
 	return list
 }
 
-// Tracker watches one endpoint. Its methods are safe for concurrent use and do not allocate unless they eject.
+// Tracker watches one endpoint. Its methods are safe for concurrent use and do not allocate unless they cause an event.
 type Tracker struct {
 	outlier *Outlier
 	id      string
@@ -164,9 +189,19 @@ type Tracker struct {
 	kept      bool // until Forget
 	aside     bool // it can get no calls: see SetTakesCalls
 	forgotten bool
+	withheld  withheld
 	idle      int32     // sweeps without use
 	last      *ejection // nil before the first
 }
+
+// withheld says whether it was reported that the limit keeps an endpoint from being ejected.
+type withheld uint8
+
+const (
+	notWithheld withheld = iota
+	wasWithheld          // and not since the last sweep
+	isWithheld           // since the last sweep
+)
 
 // ejection is why an endpoint was ejected, and until when at least.
 type ejection struct {
@@ -196,8 +231,12 @@ func (t *Tracker) SetTakesCalls(takes bool) {
 	t.aside = !takes
 }
 
-// A streak holds the number of consecutive failures that each rule counts.
-const streakBits = 21
+// A streak holds the number of consecutive failures that each rule counts. The bit above them is set when an ejection is withheld;
+// the next success clears it with the rest.
+const (
+	streakBits  = 21
+	withheldBit = 1 << (3 * streakBits)
+)
 
 type streak struct {
 	any, gateway, local uint64
@@ -205,7 +244,7 @@ type streak struct {
 
 func streakOf(bits uint64) streak {
 	const mask = 1<<streakBits - 1
-	return streak{bits & mask, bits >> streakBits & mask, bits >> (2 * streakBits)}
+	return streak{bits & mask, bits >> streakBits & mask, bits >> (2 * streakBits) & mask}
 }
 
 func (s streak) bits() uint64 {
@@ -233,7 +272,7 @@ func (t *Tracker) Report(r Result) {
 		t.fail(func(s streak) streak { s.local++; return s })
 		return
 	}
-	failed := local || code >= o.least && o.cfg.ErrorCodes.has(code)
+	failed := local || code >= int(o.least) && o.cfg.ErrorCodes.has(code)
 	if o.cfg.compares() {
 		add := uint64(1) << 32
 		if !failed {
@@ -256,7 +295,7 @@ func (t *Tracker) fail(next func(streak) streak) {
 	for {
 		old := t.streak.Load()
 		s = next(streakOf(old))
-		if t.streak.CompareAndSwap(old, s.bits()) {
+		if t.streak.CompareAndSwap(old, s.bits()|old&withheldBit) {
 			break
 		}
 	}
@@ -280,11 +319,15 @@ func (o *Outlier) ejectNow(t *Tracker, reason Reason, failures uint64) {
 	t.streak.Store(0)
 	o.ejectLocked(t, reason, now, int(failures), int(failures))
 	o.mu.Unlock()
-	o.events.deliver()
+	o.deliver()
 }
 
 func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time, failures, calls int) {
-	if t.forgotten || t.out.Load() || !o.mayEjectLocked() {
+	if t.forgotten || t.out.Load() {
+		return
+	}
+	if ok, needed := o.mayEjectLocked(); !ok {
+		o.withholdLocked(t, Event{Endpoint: t.id, At: now, Reason: reason, Failures: failures, Calls: calls, Limit: o.cfg.MaxEjectedFraction, Needed: needed})
 		return
 	}
 	// Like Envoy's, the multiplier stops growing one past the point where the duration does.
@@ -301,12 +344,37 @@ func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time, failures
 	}
 	t.last = &ejection{reason, now.Add(d), multiplier}
 	t.out.Store(true)
+	t.withheld = notWithheld
 	o.ejected.Add(1)
 	o.events.post(Event{Endpoint: t.id, Ejected: true, At: now, Reason: reason, Until: t.last.until, Failures: failures, Calls: calls})
 }
 
-// mayEjectLocked counts only endpoints that take calls: the others cannot take over the calls of an ejected one.
-func (o *Outlier) mayEjectLocked() bool {
+// withholdLocked reports that t is not ejected, unless that is known. It does not matter for an endpoint that gets no calls.
+func (o *Outlier) withholdLocked(t *Tracker, e Event) {
+	if t.aside || o.OnWithheld == nil {
+		return
+	}
+	if t.withheld == notWithheld {
+		o.events.add(e)
+	}
+	t.withheld = isWithheld
+	t.streak.Or(withheldBit)
+}
+
+// recoverLocked notices that an endpoint whose ejection was withheld answers again, and was not to be ejected since the sweep before.
+func (t *Tracker) recoverLocked(sweeps int) {
+	if t.withheld == isWithheld {
+		t.withheld = wasWithheld
+		sweeps--
+	}
+	if t.withheld == wasWithheld && sweeps > 0 && t.streak.Load()&withheldBit == 0 {
+		t.withheld = notWithheld
+	}
+}
+
+// mayEjectLocked reports whether one more endpoint may be ejected, and the fraction that this needs. It counts only endpoints that
+// take calls: the others cannot take over the calls of an ejected one.
+func (o *Outlier) mayEjectLocked() (ok bool, needed float64) {
 	total, ejected := 0, 0
 	for _, t := range o.trackers.All() {
 		if t.aside {
@@ -317,7 +385,8 @@ func (o *Outlier) mayEjectLocked() bool {
 			ejected++
 		}
 	}
-	return ejected == 0 && total >= 2 || fraction.AtMost(ejected+1, total, o.cfg.MaxEjectedFraction)
+	ok = ejected == 0 && total >= 2 || fraction.AtMost(ejected+1, total, o.cfg.MaxEjectedFraction)
+	return ok, float64(ejected+1) / float64(max(total, ejected+1))
 }
 
 // Sweep readmits the endpoints whose ejection is over and applies the rules that compare endpoints, if a sweep is due at now.
@@ -330,7 +399,7 @@ func (o *Outlier) Sweep(now time.Time) {
 	o.mu.Lock()
 	o.sweepLocked(now)
 	o.mu.Unlock()
-	o.events.deliver()
+	o.deliver()
 }
 
 func (o *Outlier) sweepLocked(now time.Time) {
@@ -348,6 +417,7 @@ func (o *Outlier) sweepLocked(now time.Time) {
 			o.forgetLocked(t)
 			continue
 		}
+		t.recoverLocked(sweeps)
 		healthy := sweeps
 		if t.out.Load() {
 			if now.Before(t.last.until) {

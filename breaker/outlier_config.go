@@ -52,7 +52,8 @@ type OutlierConfig struct {
 
 	// MaxEjectedFraction is how many of the endpoints that take calls may be ejected at a time, as a fraction from 0 to 1. An
 	// ejection that would exceed it does not happen, except that one of at least two endpoints may always be ejected. The
-	// last endpoint is ejected only if the value is 1: then calls fail at once. 0 means 0.1.
+	// last endpoint is ejected only if the value is 1: then calls fail at once. [Outlier.OnWithheld] is told of ejections that do not
+	// happen. 0 means 0.1.
 	MaxEjectedFraction float64
 
 	// SuccessRate ejects, at each sweep, the endpoints whose success rate since the last sweep is far below the mean: by

@@ -49,6 +49,8 @@ func content() []row {
 				queries: []query{{`avg by (destination_service, destination_port, destination_subset, state) (mesh_endpoints{` + target + `})`, to + ` {{state}}`}}},
 			{title: "Ejections", help: "Endpoints that outlier detection took out, per second.", unit: "ops",
 				queries: []query{{`sum by (destination_service, reason) (rate(mesh_ejections_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} {{reason}}"}}},
+			{title: "Ejections withheld", help: "Endpoints that failed and stayed, since maxEjectionPercent allows no more ejections: once until they recover, since the start.",
+				queries: []query{{`sum by (destination_service, reason) (mesh_ejections_withheld_total{` + target + `})`, "{{destination_service}} {{reason}}"}}},
 			{title: "Updates from discovery", help: "Sets of endpoints that were delivered, and failures: the last known endpoints stay.", unit: "ops",
 				queries: []query{
 					{`sum by (destination_service) (rate(mesh_discovery_updates_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} delivered"},

@@ -23,8 +23,8 @@ func (w *watcher) observer() mesh.Observer {
 		CallStart: w.callStart, CallEnd: w.callEnd, CallMessage: w.callMessage, AttemptStart: w.attemptStart,
 		InboundStart: w.inboundStart, InboundEnd: w.inboundEnd, InboundMessage: w.inboundMessage,
 		ConnStart: w.connStart, ConnEnd: w.connEnd,
-		Ejection: w.state.ejection, Circuit: w.state.circuit, Endpoints: w.state.endpoints, DiscoveryFailed: w.state.discoveryFailed,
-		MirrorDropped: w.state.mirrorDropped, Identity: w.identity, ConnectionRefused: w.state.connectionRefused,
+		Ejection: w.state.ejection, EjectionWithheld: w.state.ejectionWithheld, Circuit: w.state.circuit,
+		Endpoints: w.state.endpoints, DiscoveryFailed: w.state.discoveryFailed, MirrorDropped: w.state.mirrorDropped, Identity: w.identity, ConnectionRefused: w.state.connectionRefused,
 		PolicyLoad: w.state.policyLoad,
 	}
 	if w.tails.most > 0 {

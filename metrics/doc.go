@@ -71,6 +71,8 @@
 //	mesh_destinations_omitted                   destinations beyond the bound of mesh.Status, whose current state is not exported
 //	mesh_endpoints                              by destination; label state: healthy, ejected, unhealthy
 //	mesh_ejections_total                        by destination; label reason
+//	mesh_ejections_withheld_total               endpoints that fail but stay, because of maxEjectionPercent, counted once until they
+//	                                            recover; by destination; label reason
 //	mesh_circuit_state                          by destination, 1 for the current state; label state: closed, half-open, open
 //	mesh_circuit_changes_total                  by destination; label state, the new state
 //	mesh_requests_in_flight                     by destination

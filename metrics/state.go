@@ -29,11 +29,12 @@ type state struct {
 	vecs     []*prometheus.CounterVec
 	counters []prometheus.Counter
 
-	loads, ejections, circuits, retries, retriesStopped *prometheus.CounterVec
-	discoveryUpdates, discoveryFailures, mirrors        *prometheus.CounterVec
-	refused                                             *prometheus.CounterVec
-	rotations, identityFailures                         prometheus.Counter
-	metadataRefused, detached                           prometheus.Counter
+	loads, ejections, ejectionsWithheld, circuits *prometheus.CounterVec
+	retries, retriesStopped                       *prometheus.CounterVec
+	discoveryUpdates, discoveryFailures, mirrors  *prometheus.CounterVec
+	refused                                       *prometheus.CounterVec
+	rotations, identityFailures                   prometheus.Counter
+	metadataRefused, detached                     prometheus.Counter
 
 	mu       sync.Mutex
 	targets  kept                    // destinations
@@ -63,6 +64,8 @@ func (s *state) init() {
 	s.loads.WithLabelValues("loaded")
 	s.loads.WithLabelValues("refused")
 	s.ejections = ofTarget("mesh_ejections_total", "Endpoints that outlier detection ejected, by reason.", "reason")
+	s.ejectionsWithheld = ofTarget("mesh_ejections_withheld_total",
+		"Endpoints that fail but were not ejected, because of maxEjectionPercent: once until they recover, by reason.", "reason")
 	s.circuits = ofTarget("mesh_circuit_changes_total", "Changes of circuits, by the state they changed to.", "state")
 	s.retries = ofTarget("mesh_retries_total", "Attempts after the first.")
 	s.retriesStopped = ofTarget("mesh_retries_stopped_total", "Failed calls that were not retried further, by reason.", "reason")
@@ -159,6 +162,10 @@ func (s *state) ejection(target route.Target, event breaker.Event) {
 	if event.Ejected {
 		s.count(s.ejections, 1, target, string(event.Reason))
 	}
+}
+
+func (s *state) ejectionWithheld(target route.Target, event breaker.Event) {
+	s.count(s.ejectionsWithheld, 1, target, string(event.Reason))
 }
 
 func (s *state) circuit(target route.Target, change breaker.Change) {

@@ -118,6 +118,22 @@ func TestStateOfTheMesh(t *testing.T) {
 	p.is(t, 0, "mesh_ready")
 }
 
+// Endpoints that fail and are not ejected because of maxEjectionPercent are counted once, and not as ejections.
+func TestEjectionsWithheld(t *testing.T) {
+	leak.Check(t)
+	p := newProcess(t, metrics.Config{})
+	var registry discovery.Memory
+	fails := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }
+	registry.Set("orders", meshtest.Serve(t, fails), meshtest.Serve(t, fails), meshtest.Serve(t, fails))
+	m := meshtest.New(t, strings.Replace(fragile, ", maxEjectionPercent: 100", "", 1), mesh.WithDiscovery(&registry), mesh.WithObserver(p.Observer()))
+	for range 10 {
+		do(t, m, http.MethodGet, "http://orders/", "")
+	}
+	of := []string{"destination_service", "orders.default.svc.cluster.local", "destination_port", "80", "destination_subset", "-", "reason", "consecutive_5xx"}
+	p.is(t, 1, "mesh_ejections_total", of...)
+	p.is(t, 2, "mesh_ejections_withheld_total", of...)
+}
+
 // Documents that stand alone and are refused are counted by what is in force in their place.
 func TestRefusedDocuments(t *testing.T) {
 	leak.Check(t)

@@ -20,8 +20,12 @@ type outlierDetector struct {
 func newOutlierDetector(config breaker.OutlierConfig) (*outlierDetector, error) {
 	d := new(outlierDetector)
 	var err error
-	d.Outlier, err = breaker.NewOutlier(config, d.event)
-	return d, err
+	event := d.event
+	if d.Outlier, err = breaker.NewOutlier(config, event); err != nil {
+		return nil, err
+	}
+	d.OnWithheld = event
+	return d, nil
 }
 
 // watch keeps the host of an endpoint ejected while its tracker is.
@@ -42,6 +46,7 @@ func (d *outlierDetector) unwatch(h *balancer.Host) {
 	}
 }
 
+// event is told of ejections, of their ends, and of those that are withheld.
 func (d *outlierDetector) event(e breaker.Event) {
 	d.mu.Lock()
 	f := d.hosts.Get(e.Endpoint)
@@ -53,7 +58,11 @@ func (d *outlierDetector) event(e breaker.Event) {
 	if f == nil {
 		return
 	}
-	if hook := f.cluster.engine.hooks.Ejection; hook != nil {
+	hook := f.cluster.engine.hooks.Ejection
+	if e.Limit > 0 {
+		hook = f.cluster.engine.hooks.EjectionWithheld
+	}
+	if hook != nil {
 		hook(f.cluster.target, e)
 	}
 }

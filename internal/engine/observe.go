@@ -29,6 +29,9 @@ type Hooks struct {
 	// Ejection is told that outlier detection ejected an endpoint, or readmitted it.
 	Ejection func(target route.Target, event breaker.Event)
 
+	// EjectionWithheld is told that an endpoint stays although it fails, because of the limit of ejections.
+	EjectionWithheld func(target route.Target, event breaker.Event)
+
 	// CircuitChanged is told of a change of the state of a destination's circuit.
 	CircuitChanged func(target route.Target, change breaker.Change)
 
