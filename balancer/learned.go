@@ -37,7 +37,7 @@ func (s *settings) ticks(ns int64) tick {
 }
 
 // weight returns what an answer weighs at a time: one at the beginning of a period, and almost twice as much at its end. What was learned before
-// does not lose weight until then. Within a period that is a straight line instead of a power of 2, so it takes no more than this.
+// does not lose weight until then. Within a period, a straight line stands for the power of 2, which is cheap.
 func weight(now tick) uint64 { return one + now>>(period-oneBits)&(one-1) }
 
 // answers are the number of answers and the time that was waited for them, each by its weight in one period: units of 1/one, and grains.
@@ -58,7 +58,7 @@ const (
 	// early is how many periods a time may lie before one that is known already: calls do not end in the order of their times.
 	early = 64
 
-	// faded is what the answers lose of their weight with each further one, in sixteenths. So not more than 16/faded count, which is 5, and a
+	// faded is what the answers lose of their weight with each further one, in sixteenths. So at most 16/faded of them count, about 5, and a
 	// change is noticed within a few.
 	faded = 3
 )
@@ -85,7 +85,7 @@ func began(state uint64, now tick) uint64 {
 	return state&^since | now<<sinceShift&since&^overlapped + 1
 }
 
-// enter counts a call in, unless the state has one of some bits.
+// enter counts a call in, unless the state has one of the given bits.
 func (l *learned) enter(now tick, unless uint64) bool {
 	for {
 		state := l.state.Load()

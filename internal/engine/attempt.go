@@ -256,7 +256,7 @@ func (a *Attempt) Abandon() {
 }
 
 // finish releases everything and tells the observers. Each step forgets what it gives back before it does so. So if an observer panics, the
-// steps that are left are still taken, and no other twice.
+// steps that are left are still taken, and none is taken twice.
 func (a *Attempt) finish(result breaker.Result, outcome breaker.Outcome, err error) {
 	over := false
 	defer func() {
@@ -302,15 +302,15 @@ func (a *Attempt) report(result breaker.Result) {
 
 // leave leaves the endpoint.
 func (a *Attempt) leave(failed bool) {
-	e, conns := a.endpoint, a.conns
-	a.endpoint, a.conns = nil, nil
-	if e != nil {
+	if e := a.endpoint; e != nil {
+		a.endpoint = nil
 		if failed && a.latency == 0 && a.timesAnswers {
 			a.latency = a.call.start.elapsed() - a.Sent() // until it failed
 		}
 		e.host.Release(a.latency, failed)
 	}
-	if conns != nil {
+	if conns := a.conns; conns != nil {
+		a.conns = nil
 		conns.Leave()
 	}
 }

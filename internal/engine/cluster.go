@@ -174,8 +174,8 @@ func (c *cluster) enter(read *time.Time) bool {
 	return true
 }
 
-// notice does what is due since an earlier reading of the clock. So other calls need not look at the time. If an observer panics, the call is
-// counted out again.
+// notice does what has become due by a new reading of the clock. The other calls with that reading need not look at the time. If an observer
+// panics, the call is counted out again.
 func (c *cluster) notice(read *time.Time) {
 	returned := false
 	defer func() {
