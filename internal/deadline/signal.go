@@ -23,8 +23,8 @@ const (
 // signal is a context without a parent, and a timer. The context has its channel and its list of children already. The timer runs on
 // when a call ends in time, and notices by itself that it is early for the next one. So most calls set no timer, and stop none. Nor do they
 // begin and end to watch a parent that many calls have in turn, such as the context of a whole program. Contexts with the same channel are as one,
-// whatever their values. The channel counts, not the context: a program may use the memory of one again. So nothing of a parent is used, or kept,
-// after a call but what package context has made to close that channel: see origin.
+// whatever their values. The channel counts, not the context: a program may use the memory of one again. So a watch outlasts a call only if
+// its parent was made by context.WithCancel: ending the watch of another one may lead to code of the program.
 type signal struct {
 	from   *Signals
 	ctx    context.Context
@@ -68,47 +68,18 @@ func (f *Signals) take(owner *Context, parent context.Context) *signal {
 	if done := parent.Done(); done != s.watched {
 		s.unwatchLocked()
 		if done != nil {
-			at, found := origin(parent, done)
-			s.watched, s.unwatch, s.lasting = done, context.AfterFunc(at, s.gone), found
+			s.watched, s.unwatch, s.lasting = done, context.AfterFunc(parent, s.gone), reflect.TypeOf(parent) == cancelable
 		}
 	}
 	return s
 }
 
-// origin returns the context of package context that closes the channel of ctx. It reports false, and returns ctx, if there is none. Unlike ctx,
-// it leads to no code of the program when a watch of it ends.
-func origin(ctx context.Context, done <-chan struct{}) (context.Context, bool) {
-	if cancelKey == nil {
-		return ctx, false
-	}
-	if at, ok := ctx.Value(cancelKey).(context.Context); ok && reflect.TypeOf(at) == cancelType && at.Done() == done {
-		return at, true
-	}
-	return ctx, false
-}
-
-// cancelKey is the key for which a context returns the one of package context that it ends with, of type cancelType, and nil if there is no
-// such key any more.
-var cancelKey, cancelType = func() (key any, t reflect.Type) {
-	asked := &question{Context: context.Background()}
-	_ = context.Cause(asked)
+// cancelable is the type of the contexts that context.WithCancel returns.
+var cancelable = func() reflect.Type {
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	return asked.key, reflect.TypeOf(ctx)
+	cancel()
+	return reflect.TypeOf(ctx)
 }()
-
-// question is a context that has ended, and remembers what it was asked for.
-type question struct {
-	context.Context
-	key any
-}
-
-func (q *question) Err() error { return context.Canceled }
-
-func (q *question) Value(key any) any {
-	q.key = key
-	return nil
-}
 
 // unwatchLocked ends the watch of a parent. If the parent has just ended, gone may still be about to run.
 func (s *signal) unwatchLocked() {

@@ -172,7 +172,7 @@ func TestSignals_SameParent(t *testing.T) {
 			}
 		}
 		for n := range 10 {
-			use(context.WithValue(parent, &n, n), &signals, time.Minute)
+			use(parent, &signals, time.Minute)
 			if kept := watched(parent) == 1; kept != (n >= 3) {
 				t.Errorf("after %d calls with the same parent: watched: %v", n+1, kept)
 			}
