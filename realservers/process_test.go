@@ -104,6 +104,11 @@ spec:
     outlierDetection: {consecutive5xxErrors: 3, interval: 1h, baseEjectionTime: 1h, maxEjectionPercent: 100}
 ---
 apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: kept-service, namespace: default}
+spec: {host: kept-service, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3, interval: 1h}}}
+---
+apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: retried-service, namespace: default}
 spec:
@@ -288,7 +293,7 @@ func (p *town) register(a addresses) {
 	p.registry.Set("grpc-"+a.Service+domain, endpoint(a.GRPC))
 	p.registry.Set("tcp-"+a.Service+domain, endpoint(a.TCP))
 	if a.Service == p.other {
-		for _, name := range []string{"slow", "failing", "tripped", "retried", "exhausted"} {
+		for _, name := range []string{"slow", "failing", "kept", "tripped", "retried", "exhausted"} {
 			p.registry.Set(name+"-service"+domain, endpoint(a.HTTP))
 		}
 	}
@@ -311,6 +316,7 @@ func (p *town) round(ctx context.Context) error {
 	want("http://exhausted-service/503", 503)
 	for range 10 { // until the endpoint is ejected, and the circuit open
 		p.get(ctx, http.MethodGet, "http://failing-service/500", nil)
+		p.get(ctx, http.MethodGet, "http://kept-service/500", nil) // whose only endpoint may not be ejected
 		p.get(ctx, http.MethodGet, "http://tripped-service/500", nil)
 	}
 	p.get(ctx, http.MethodPut, "http://"+p.other+"/upload", io.MultiReader(strings.NewReader(strings.Repeat("x", 100<<10))))
