@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 const (
@@ -204,6 +206,28 @@ func TestOwnLabels(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The identity of a process may be renewed just when its mesh is ready.
+func TestIdentityRenewedAtTheStart(t *testing.T) {
+	ca, err := tlsid.NewDevCA("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := ca.Identity("shop", "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := mesh.New(t.Context(), mesh.WithEmptyPolicy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	o := newProcess(t, metrics.Config{}).Observer()
+	var renewed sync.WaitGroup
+	renewed.Go(func() { o.Identity(id, nil) })
+	o.Started(m)
+	renewed.Wait()
 }
 
 // Whoever gives the workload to the mesh need not give it to the metrics again.

@@ -19,9 +19,11 @@ import (
 // watcher observes one mesh. It finds the path of a call without building strings: by the endpoint, or by the peer of a request.
 type watcher struct {
 	*Metrics
-	settings *settings // with the workload of the mesh, once it has started
-	mesh     atomic.Pointer[mesh.Mesh]
-	self     atomic.Pointer[self]
+	mesh atomic.Pointer[mesh.Mesh]
+
+	describing sync.Mutex // the identity may change while the mesh starts
+	settings   *settings  // with the workload of the mesh, once it has started; not written after that
+	self       atomic.Pointer[self]
 
 	// For outbound calls.
 	endpoints sync.Map // *discovery.Endpoint -> *endpoint
@@ -70,19 +72,23 @@ func newWatcher(m *Metrics) *watcher {
 func (w *watcher) started(m *mesh.Mesh) {
 	w.mesh.Store(m)
 	if s, err := w.config.of(m.Status()).settings(os.Getenv, os.Hostname); err == nil { // otherwise the labels are too long to be sent
+		w.describing.Lock()
+		defer w.describing.Unlock()
 		w.settings = s
-		w.describe(w.self.Load().id)
+		w.describeLocked(w.self.Load().id)
 	}
 }
 
 func (w *watcher) setIdentity(id string) {
+	w.describing.Lock()
+	defer w.describing.Unlock()
 	if s := w.self.Load(); s == nil || s.id != id {
-		w.describe(id)
+		w.describeLocked(id)
 	}
 }
 
-// describe sets the metadata of this workload.
-func (w *watcher) describe(id string) {
+// describeLocked sets the metadata of this workload.
+func (w *watcher) describeLocked(id string) {
 	said := w.settings.metadata
 	said.Identity = id
 	w.self.Store(&self{id, []string{said.Encode()}, []string{said.ID(w.settings.address, w.settings.domain)}})
