@@ -188,8 +188,8 @@ func (r *callRecord) Attempt(ctx context.Context, of *engine.Attempt, n int, hea
 	locked := r.lock()
 	if r.Last == nil {
 		r.Document, r.Route = of.Call().Origin()
-		r.Target = target
-	} else if r.Target != target { // otherwise not written: others may be reading it
+	}
+	if r.Target != target { // otherwise not written: others may be reading it
 		r.Target = target
 	}
 	r.Last = &a.Attempt
