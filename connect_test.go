@@ -13,7 +13,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/connecttest"
+	"github.com/nosidecar/mesh/internal/consul/connecttest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )

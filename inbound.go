@@ -14,12 +14,11 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
-	"github.com/nosidecar/mesh/internal/handed"
+	"github.com/nosidecar/mesh/internal/incoming"
 	"github.com/nosidecar/mesh/internal/judge"
 	"github.com/nosidecar/mesh/internal/places"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
-	"github.com/nosidecar/mesh/internal/trailer"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
@@ -223,7 +222,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	defer func() {
 		in.release()
 		if in.handed != nil {
-			handed.Return(in.Request, in.handed)
+			incoming.Return(in.Request, in.handed)
 		}
 		if loads.on {
 			in.count(!returned || in.failed(w.Header(), gRPC))
@@ -276,7 +275,7 @@ func (h *handler) altered(r *http.Request, in *inbound) *http.Request {
 		arrived, in.edited = field.WithoutUpgrade(arrived), true
 	}
 	header := h.mesh.server.sanitized(arrived, in.edited, in.peer, h.mesh, in.rules.Tokens(), room)
-	trailers := trailer.May(r)
+	trailers := incoming.MayHaveTrailers(r)
 	if ctx != r.Context() || header != nil || trailers || in.secure != nil {
 		if a != nil {
 			a.request = *r.WithContext(ctx)
@@ -292,7 +291,7 @@ func (h *handler) altered(r *http.Request, in *inbound) *http.Request {
 			r.TLS = in.secure
 		}
 		if trailers {
-			trailer.Clean(in.Request, r, asserted.Header, in.rules.Tokens())
+			incoming.CleanTrailers(in.Request, r, asserted.Header, in.rules.Tokens())
 		}
 		if in.limit != nil && caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))

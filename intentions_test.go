@@ -15,7 +15,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/await"
-	"github.com/nosidecar/mesh/internal/connecttest"
+	"github.com/nosidecar/mesh/internal/consul/connecttest"
 	"github.com/nosidecar/mesh/policy"
 )
 

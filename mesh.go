@@ -11,8 +11,8 @@ import (
 
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/engine/enginehttp"
+	"github.com/nosidecar/mesh/internal/engine/enginehttp/http2"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
-	"github.com/nosidecar/mesh/internal/http2"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/tlsid"

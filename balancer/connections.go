@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/nosidecar/mesh/internal/httpclone"
+	"github.com/nosidecar/mesh/internal/transports"
 )
 
 // connections are the connections to one endpoint. They have their own transport, which dials the endpoint whatever the URL
@@ -27,7 +27,7 @@ func (c *connections) transport() *http.Transport {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.own == nil {
-		c.own = httpclone.Transport(c.template)
+		c.own = transports.Clone(c.template)
 		dial := c.own.DialContext
 		c.own.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			address, err := c.dialAddress(address)
@@ -80,7 +80,7 @@ func newTemplate(base *http.Transport) (*http.Transport, error) {
 	if base.DialTLSContext != nil || base.DialTLS != nil {
 		return nil, errors.New("balancer: Base must not have DialTLS or DialTLSContext; TLSClientConfig does")
 	}
-	t := httpclone.Transport(base)
+	t := transports.Clone(base)
 	t.Proxy = nil
 	//lint:ignore SA1019 deprecated, but net/http still honours it
 	if dial := t.Dial; dial != nil && t.DialContext == nil {

@@ -10,10 +10,10 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/attempt"
-	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/transports"
 )
 
 // Transport is an http.RoundTripper with a [Circuit] in front of each destination. The zero Transport is ready to use.
@@ -68,7 +68,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		caller.Watch(sent, nil)
 	}
 	defer lease.Done(Failure) // if Base panics or exits the goroutine
-	resp, err := base.Or(t.Base).RoundTrip(sent)
+	resp, err := transports.Or(t.Base).RoundTrip(sent)
 	lease.Answered()
 	if err == nil && resp != nil && resp.Body != nil && resp.Body != http.NoBody {
 		t.watch(resp, sent, &lease)
@@ -83,7 +83,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // CloseIdleConnections closes the idle connections of Base.
 func (t *Transport) CloseIdleConnections() {
-	base.CloseIdle(t.Base)
+	transports.CloseIdle(t.Base)
 }
 
 // States returns the state of every circuit by key.

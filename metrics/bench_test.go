@@ -10,7 +10,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/asserted"
-	"github.com/nosidecar/mesh/internal/peermeta"
+	"github.com/nosidecar/mesh/metrics/internal/peermeta"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/policy/telemetry"
 	"github.com/prometheus/client_golang/prometheus"

@@ -7,8 +7,8 @@ import (
 
 	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/field"
-	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/internal/workload"
+	"github.com/nosidecar/mesh/metrics/internal/peermeta"
 )
 
 // hosts bounds the number of hosts that get a label value of their own although no document names them. With DNS, every name may

@@ -20,8 +20,8 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/asserted"
-	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/metrics"
+	"github.com/nosidecar/mesh/metrics/internal/peermeta"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )

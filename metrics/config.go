@@ -10,8 +10,8 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/internal/workload"
+	"github.com/nosidecar/mesh/metrics/internal/peermeta"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/prometheus/client_golang/prometheus"
 )

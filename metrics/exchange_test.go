@@ -12,8 +12,8 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/asserted"
-	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/metrics"
+	"github.com/nosidecar/mesh/metrics/internal/peermeta"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )

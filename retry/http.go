@@ -5,8 +5,8 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/attempt"
-	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/transports"
 )
 
 // Transport is an http.RoundTripper that retries calls. It is used as a literal:
@@ -69,13 +69,13 @@ func (t *Transport) compile() {
 
 // CloseIdleConnections closes the idle connections of Base, if it can.
 func (t *Transport) CloseIdleConnections() {
-	base.CloseIdle(t.Base)
+	transports.CloseIdle(t.Base)
 }
 
 type attempter Transport
 
 func (a *attempter) Attempt(req *http.Request, _ int) (*http.Response, error) {
-	return base.Or(a.Base).RoundTrip(req)
+	return transports.Or(a.Base).RoundTrip(req)
 }
 
 // Attempts returns how many tries led to resp: 1 if it was not retried. It works through whatever wraps the transport.

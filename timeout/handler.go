@@ -5,8 +5,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
-	"github.com/nosidecar/mesh/internal/handed"
-	"github.com/nosidecar/mesh/internal/trailer"
+	"github.com/nosidecar/mesh/internal/incoming"
 )
 
 // Handler is an http.Handler that gives the request's context the deadline that the caller sends in [Header], so that no
@@ -28,9 +27,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer ctx.Cancel()
 		arrived := r
 		r = r.WithContext(ctx)
-		defer handed.Return(arrived, r)
-		if trailer.May(r) {
-			trailer.Clean(arrived, r, nil, nil)
+		defer incoming.Return(arrived, r)
+		if incoming.MayHaveTrailers(r) {
+			incoming.CleanTrailers(arrived, r, nil, nil)
 		}
 		if caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))

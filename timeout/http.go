@@ -4,10 +4,10 @@ import (
 	"net/http"
 
 	"github.com/nosidecar/mesh/internal/attempt"
-	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/transports"
 )
 
 // Transport is an http.RoundTripper that bounds calls in time. The zero value only tells servers the callers' deadlines. A
@@ -33,7 +33,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	limits := deadline.Limits{Request: t.Config.Request, BodyIdle: t.Config.BodyIdle}
 	if limits == (deadline.Limits{}) {
 		if _, bounded := req.Context().Deadline(); !bounded || t.Config.NoPropagation {
-			return base.Or(t.Base).RoundTrip(req)
+			return transports.Or(t.Base).RoundTrip(req)
 		}
 	}
 
@@ -60,7 +60,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		deadline.SetHeader(out.Header, at)
 	}
-	resp, err := base.Or(t.Base).RoundTrip(out)
+	resp, err := transports.Or(t.Base).RoundTrip(out)
 	if err != nil {
 		return nil, call.Failed(err)
 	}
@@ -73,5 +73,5 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // CloseIdleConnections closes the idle connections of Base, if it can.
 func (t *Transport) CloseIdleConnections() {
-	base.CloseIdle(t.Base)
+	transports.CloseIdle(t.Base)
 }

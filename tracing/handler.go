@@ -6,10 +6,9 @@ import (
 
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
-	"github.com/nosidecar/mesh/internal/handed"
+	"github.com/nosidecar/mesh/internal/incoming"
 	"github.com/nosidecar/mesh/internal/response"
-	"github.com/nosidecar/mesh/internal/spans"
-	"github.com/nosidecar/mesh/internal/trailer"
+	"github.com/nosidecar/mesh/tracing/internal/spans"
 )
 
 // Handler is an http.Handler that starts a SERVER span for each request, as a child of the span in its headers. The context of
@@ -53,12 +52,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	arrived := r
 	r = r.WithContext(ctx)
-	defer handed.Return(arrived, r)
+	defer incoming.Return(arrived, r)
 	if untrusted {
 		r.Header = h.tracer.Strip(arrived.Header)
 	}
-	if trailer.May(r) {
-		trailer.Clean(arrived, r, nil, nil)
+	if incoming.MayHaveTrailers(r) {
+		incoming.CleanTrailers(arrived, r, nil, nil)
 	}
 	var answer response.Recorder
 	returned := false

@@ -10,12 +10,12 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/attempt"
-	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/outgoing"
-	"github.com/nosidecar/mesh/internal/spans"
+	"github.com/nosidecar/mesh/internal/transports"
+	"github.com/nosidecar/mesh/tracing/internal/spans"
 )
 
 // Transport is an http.RoundTripper that starts a CLIENT span for each request, and sends the headers that propagate it. It is used
@@ -57,7 +57,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections closes the idle connections of Base, if it can.
-func (t *Transport) CloseIdleConnections() { base.CloseIdle(t.Base) }
+func (t *Transport) CloseIdleConnections() { transports.CloseIdle(t.Base) }
 
 // Calls is an http.RoundTripper for use around a retry.Transport whose Base is a [Transport]: it groups the attempts of a call, as
 // the package documentation describes, and gives them the same x-request-id. Its Config should be that of the Transport, which sets
@@ -93,7 +93,7 @@ func (t *Calls) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections closes the idle connections of Base, if it can.
-func (t *Calls) CloseIdleConnections() { base.CloseIdle(t.Base) }
+func (t *Calls) CloseIdleConnections() { transports.CloseIdle(t.Base) }
 
 var errNoURL = errors.New("tracing: the request has no URL")
 
@@ -144,7 +144,7 @@ type ending struct {
 // send sends the request. Its spans, if it has any, end with the response.
 func (r *request) send(ctx context.Context, rt http.RoundTripper, d *spans.Call, ends ending) (*http.Response, error) {
 	if !r.tracer.Recorded(ctx, d.Owner) {
-		resp, err := base.Or(rt).RoundTrip(r.Of(r.caller, ctx))
+		resp, err := transports.Or(rt).RoundTrip(r.Of(r.caller, ctx))
 		if err == nil {
 			attempt.Restore(resp, r.caller, 1)
 		}
@@ -157,7 +157,7 @@ func (r *request) send(ctx context.Context, rt http.RoundTripper, d *spans.Call,
 			c.End(errPanic)
 		}
 	}()
-	resp, err := base.Or(rt).RoundTrip(r.Of(r.caller, ctx))
+	resp, err := transports.Or(rt).RoundTrip(r.Of(r.caller, ctx))
 	over = true
 	if err != nil {
 		c.End(err)

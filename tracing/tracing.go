@@ -7,7 +7,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/nosidecar/mesh/internal/spans"
+	"github.com/nosidecar/mesh/tracing/internal/spans"
 )
 
 // Config says which spans are created and what is propagated. Its zero value creates no spans, and propagates traces, baggage and

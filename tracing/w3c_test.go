@@ -7,8 +7,8 @@ import (
 
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 
-	"github.com/nosidecar/mesh/internal/w3c"
 	"github.com/nosidecar/mesh/tracing"
+	"github.com/nosidecar/mesh/tracing/internal/w3c"
 )
 
 // With the SDK, whatever it samples, and without it.

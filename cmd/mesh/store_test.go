@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nosidecar/mesh/internal/kvtest"
+	"github.com/nosidecar/mesh/internal/consul/kvtest"
 	"github.com/nosidecar/mesh/policy"
 )
 

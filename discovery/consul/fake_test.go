@@ -13,7 +13,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/nosidecar/mesh/internal/consultest"
+	"github.com/nosidecar/mesh/internal/consul/consultest"
 	"github.com/nosidecar/mesh/internal/leak"
 )
 

@@ -23,8 +23,8 @@ var thirdParty = []struct {
 }{
 	{"github.com/sony/gobreaker/v2", "the state machine of the circuit", []string{"/breaker"}},
 	{"golang.org/x/time", "the token bucket of the local rate limit", []string{"/policy/limit"}},
-	{"github.com/cespare/xxhash/v2", "the hash of ring and Maglev, shared with Envoy; OpenTelemetry has it too", []string{"/balancer", "/internal/spans"}},
-	{"go.opentelemetry.io/otel", "the API of traces, without the SDK", []string{"/internal/spans", "/metrics"}},
+	{"github.com/cespare/xxhash/v2", "the hash of ring and Maglev, shared with Envoy; OpenTelemetry has it too", []string{"/balancer", "/tracing/internal/spans"}},
+	{"go.opentelemetry.io/otel", "the API of traces, without the SDK", []string{"/tracing/internal/spans", "/metrics"}},
 	{"github.com/prometheus/client_golang", "metrics", []string{"/metrics"}},
 	{"github.com/prometheus/client_model", "of client_golang", []string{"/metrics"}},
 	{"github.com/prometheus/common", "of client_golang", []string{"/metrics"}},
@@ -62,7 +62,7 @@ var thirdParty = []struct {
 	{"github.com/spiffe/go-spiffe/v2", "the client of the Workload API", []string{"/tlsid/spiffe", "/internal/workloadapi"}},
 	{"github.com/go-jose/go-jose/v4", "the JWKs of JSON Web Tokens; JWT-SVIDs of the Workload API client", []string{"/policy/jwt", "/tlsid/spiffe", "/internal/workloadapi"}},
 	{"google.golang.org/grpc", "the gRPC adapters", []string{"grpc"}},
-	{"google.golang.org/protobuf", "of gRPC, and of Prometheus and the metadata of peers", []string{"grpc", "/internal/peermeta", "/policy/telemetry/cel"}},
+	{"google.golang.org/protobuf", "of gRPC, and of Prometheus and the metadata of peers", []string{"grpc", "/metrics/internal/peermeta", "/policy/telemetry/cel"}},
 	{"google.golang.org/genproto", "the status of gRPC", []string{"grpc", "/policy/telemetry/cel"}},
 	{"golang.org/x/net", "HTTP/2 for gRPC", []string{"grpc"}},
 	{"golang.org/x/text", "of golang.org/x/net", []string{"grpc", "/policy/telemetry/cel"}},
@@ -79,7 +79,7 @@ var layers = []string{"/discovery", "/discovery/consul", "/discovery/kubernetes"
 
 // forTests are the packages that nothing but tests imports.
 var forTests = []string{"/internal/await", "/internal/leak", "/internal/memnet", "/internal/meshtest", "/internal/grpctest",
-	"/internal/workloadapi", "/internal/w3c", "/internal/jwttest", "/internal/connecttest", "/internal/consultest", "/internal/kvtest", "/internal/kubernetes/kubetest"}
+	"/internal/workloadapi", "/tracing/internal/w3c", "/internal/jwttest", "/internal/consul/connecttest", "/internal/consul/consultest", "/internal/consul/kvtest", "/internal/kubernetes/kubetest"}
 
 // TestImports holds reach.txt, which lists package by package what a program that imports it links, against the facts. What is
 // there must be linked, and what is linked must be there: a change of it is seen in review.
@@ -223,7 +223,7 @@ func TestCore(t *testing.T) {
 	}
 	for _, dep := range strings.Fields(string(out)) {
 		switch strings.TrimPrefix(dep, module) {
-		case "net/http", "/internal/body", "/internal/reply", "/internal/response", "/internal/httpclone":
+		case "net/http", "/internal/body", "/internal/reply", "/internal/response", "/internal/transports":
 			t.Errorf("the engine imports %s: what it needs of it belongs to an adapter", dep)
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/field"
-	"github.com/nosidecar/mesh/internal/handed"
+	"github.com/nosidecar/mesh/internal/incoming"
 )
 
 // Handler is an http.Handler that serves the requests that its Authorizer allows, and refuses the others with [Decision.Refuse].
@@ -58,7 +58,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if field.AsksForHTTP2(r.Header) {
 		seen := r.WithContext(r.Context())
 		seen.Header = field.WithoutUpgrade(r.Header)
-		defer handed.Return(r, seen)
+		defer incoming.Return(r, seen)
 		r = seen
 	}
 	h.Next.ServeHTTP(w, r)

@@ -15,7 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/consultest"
+	"github.com/nosidecar/mesh/internal/consul/consultest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy/consul"
 )

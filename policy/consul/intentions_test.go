@@ -11,7 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/consultest"
+	"github.com/nosidecar/mesh/internal/consul/consultest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/consul"
 )

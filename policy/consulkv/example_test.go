@@ -9,7 +9,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/nosidecar/mesh/internal/kvtest"
+	"github.com/nosidecar/mesh/internal/consul/kvtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/consulkv"
 )

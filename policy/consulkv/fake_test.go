@@ -15,7 +15,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/nosidecar/mesh/internal/kvtest"
+	"github.com/nosidecar/mesh/internal/consul/kvtest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/policy"

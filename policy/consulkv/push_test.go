@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"github.com/nosidecar/mesh/internal/await"
-	"github.com/nosidecar/mesh/internal/kvtest"
+	"github.com/nosidecar/mesh/internal/consul/kvtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/consulkv"
 )

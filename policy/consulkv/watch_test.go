@@ -11,7 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/kvtest"
+	"github.com/nosidecar/mesh/internal/consul/kvtest"
 	"github.com/nosidecar/mesh/policy/consulkv"
 )
 

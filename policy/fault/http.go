@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/failure"
@@ -14,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh/internal/pause"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/internal/reply"
+	"github.com/nosidecar/mesh/internal/transports"
 )
 
 // Transport is an http.RoundTripper that injects faults into some of the calls. It is safe for concurrent use. Its fields must
@@ -50,12 +50,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		body.CloseRequest(req)
 		return d.Response(req), nil
 	}
-	return base.Or(t.Base).RoundTrip(req)
+	return transports.Or(t.Base).RoundTrip(req)
 }
 
 // CloseIdleConnections closes the idle connections of the base.
 func (t *Transport) CloseIdleConnections() {
-	base.CloseIdle(t.Base)
+	transports.CloseIdle(t.Base)
 }
 
 // Wait waits for the delay. If ctx ends first, it returns the cause of ctx.

@@ -10,8 +10,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/field"
-	"github.com/nosidecar/mesh/internal/handed"
-	"github.com/nosidecar/mesh/internal/trailer"
+	"github.com/nosidecar/mesh/internal/incoming"
 )
 
 // Handler is an http.Handler that refuses requests with a bad token and passes the others to the next handler, which learns from
@@ -46,10 +45,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		seen.Header = header
 	}
 	result.HideToken(seen)
-	if trailer.May(r) {
-		trailer.Clean(r, seen, nil, h.Authenticator)
+	if incoming.MayHaveTrailers(r) {
+		incoming.CleanTrailers(r, seen, nil, h.Authenticator)
 	}
-	defer handed.Return(r, seen)
+	defer incoming.Return(r, seen)
 	h.Next.ServeHTTP(w, seen)
 }
 

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/field"
-	"github.com/nosidecar/mesh/internal/httpclone"
+	"github.com/nosidecar/mesh/internal/transports"
 )
 
 const (
@@ -67,7 +67,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 		// With HTTP/2, it makes calls wait although they could share a connection.
 		return nil, errors.New("limit: the template transport sets MaxConnsPerHost; set PoolConfig.MaxConnections")
 	}
-	t := httpclone.Transport(template)
+	t := transports.Clone(template)
 	if p == nil {
 		p = &Pool{}
 		t.MaxIdleConns = cmp.Or(t.MaxIdleConns, idleAnywhere)
@@ -77,7 +77,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	c := &Conns{
 		pool:      p,
 		transport: t,
-		dial:      httpclone.Dial(t),
+		dial:      transports.Dial(t),
 		counts:    p.config.MaxRequestsPerConnection > 1 || p.config.MaxConnectionDuration > 0,
 		live:      make(map[*conn]struct{}),
 	}

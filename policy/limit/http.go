@@ -5,10 +5,10 @@ import (
 	"net/http"
 	"sync"
 
-	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/reply"
+	"github.com/nosidecar/mesh/internal/transports"
 )
 
 // Transport is an http.RoundTripper that keeps its calls within one connection pool. Calls beyond the limits get a 503 response with
@@ -70,7 +70,7 @@ func (t *Transport) start() {
 	if t.pool, t.fault = NewPool(t.Config); t.fault != nil {
 		return
 	}
-	t.base = base.Or(t.Base)
+	t.base = transports.Or(t.Base)
 	if template, ok := t.base.(*http.Transport); ok {
 		conns, err := t.pool.Conns(template)
 		if err != nil {
@@ -96,7 +96,7 @@ func (t *Transport) Stats() Stats {
 // CloseIdleConnections closes the idle connections of the base.
 func (t *Transport) CloseIdleConnections() {
 	t.once.Do(t.start)
-	base.CloseIdle(t.base)
+	transports.CloseIdle(t.base)
 }
 
 // call is one call that holds a slot.
@@ -136,10 +136,10 @@ func (t *RateTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		body.CloseRequest(req)
 		return reply.RateLimited(req), nil
 	}
-	return base.Or(t.Base).RoundTrip(req)
+	return transports.Or(t.Base).RoundTrip(req)
 }
 
 // CloseIdleConnections closes the idle connections of the base.
 func (t *RateTransport) CloseIdleConnections() {
-	base.CloseIdle(t.Base)
+	transports.CloseIdle(t.Base)
 }

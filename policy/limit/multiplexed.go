@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/httpclone"
+	"github.com/nosidecar/mesh/internal/transports"
 )
 
 // multiplexed has the HTTP/2 connections of a [Conns]. They belong to a separate transport without an idle timer. If a peer closes a
@@ -108,7 +108,7 @@ func (m *multiplexed) adopt(protocol string, w *way) func(string, *tls.Conn) htt
 }
 
 func (m *multiplexed) open() {
-	h := httpclone.Transport(m.conns.transport)
+	h := transports.Clone(m.conns.transport)
 	h.IdleConnTimeout = 0
 	h.TLSNextProto = nil
 	h.DialContext = nil

@@ -12,11 +12,11 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/attempt"
-	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/internal/mirror"
 	"github.com/nosidecar/mesh/internal/reply"
+	"github.com/nosidecar/mesh/internal/transports"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/timeout"
@@ -180,7 +180,7 @@ func (t *Transport) CloseIdleConnections() {
 
 func (t *Transport) closeIdle(target Target) {
 	if rt, err := t.base(target); err == nil {
-		base.CloseIdle(rt)
+		transports.CloseIdle(rt)
 	}
 }
 

@@ -15,8 +15,8 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/nosidecar/mesh/internal/connecttest"
-	"github.com/nosidecar/mesh/internal/consultest"
+	"github.com/nosidecar/mesh/internal/consul/connecttest"
+	"github.com/nosidecar/mesh/internal/consul/consultest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/tlsid"
 	"github.com/nosidecar/mesh/tlsid/consul"

@@ -21,8 +21,8 @@ import (
 
 	"github.com/nosidecar/mesh/internal/grpcend"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
-	"github.com/nosidecar/mesh/internal/spans"
 	"github.com/nosidecar/mesh/tracing"
+	"github.com/nosidecar/mesh/tracing/internal/spans"
 )
 
 // Client starts a CLIENT span for each call of a grpc.ClientConn, and sends the metadata that propagates it. It is safe for concurrent

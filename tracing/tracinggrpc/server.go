@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/nosidecar/mesh/internal/grpcstatus"
-	"github.com/nosidecar/mesh/internal/spans"
 	"github.com/nosidecar/mesh/tracing"
+	"github.com/nosidecar/mesh/tracing/internal/spans"
 )
 
 // Server starts a SERVER span for each call, as a child of the span in its metadata. The context of the handler has what must be

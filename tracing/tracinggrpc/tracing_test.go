@@ -26,10 +26,10 @@ import (
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
-	"github.com/nosidecar/mesh/internal/w3c"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/retry/retrygrpc"
 	"github.com/nosidecar/mesh/tracing"
+	"github.com/nosidecar/mesh/tracing/internal/w3c"
 	"github.com/nosidecar/mesh/tracing/tracinggrpc"
 )
 

@@ -31,9 +31,9 @@ import (
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/outgoing"
-	"github.com/nosidecar/mesh/internal/spans"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/tracing"
+	"github.com/nosidecar/mesh/tracing/internal/spans"
 )
 
 // Observer returns an observer for [mesh.WithObserver] that traces a mesh. The error says what is wrong with the Config.

@@ -28,9 +28,9 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
-	"github.com/nosidecar/mesh/internal/w3c"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/tracing"
+	"github.com/nosidecar/mesh/tracing/internal/w3c"
 	"github.com/nosidecar/mesh/tracing/tracingmesh"
 )
 

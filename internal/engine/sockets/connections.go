@@ -14,7 +14,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/deadline"
-	"github.com/nosidecar/mesh/internal/httpclone"
+	"github.com/nosidecar/mesh/internal/transports"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -319,8 +319,8 @@ func overTLS(req *http.Request, own bool) *http.Request {
 // dialling returns a copy of the template that dials the endpoint, whatever the URL says. So the Host header and the TLS server name remain
 // those of the service.
 func (c *Connections) dialling() *http.Transport {
-	t := httpclone.Transport(c.socket.owner.template)
-	dial := httpclone.Dial(t)
+	t := transports.Clone(c.socket.owner.template)
+	dial := transports.Dial(t)
 	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		conn, err := dial(ctx, network, c.Address())
 		if err != nil || !c.Secured() {

@@ -6,7 +6,7 @@ import (
 	"net/http"
 	"net/url"
 
-	"github.com/nosidecar/mesh/internal/httpclone"
+	"github.com/nosidecar/mesh/internal/transports"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -28,10 +28,10 @@ type Template struct {
 
 // NewTemplate returns a template like transport, which is never used itself. nil means http.DefaultTransport.
 func NewTemplate(transport *http.Transport) (*Template, error) {
-	t := &Template{transport: httpclone.Transport(transport)}
-	t.endpoints = httpclone.Transport(t.transport)
+	t := &Template{transport: transports.Clone(transport)}
+	t.endpoints = transports.Clone(t.transport)
 	t.endpoints.Proxy = nil
-	t.upgraded = httpclone.Transport(t.endpoints)
+	t.upgraded = transports.Clone(t.endpoints)
 	t.upgraded.Protocols = new(http.Protocols)
 	t.upgraded.Protocols.SetHTTP2(true)
 	t.upgraded.Protocols.SetUnencryptedHTTP2(true)
@@ -57,7 +57,7 @@ func (t *Template) CloseIdle() { t.outside.CloseIdleConnections() }
 
 // Dial makes a connection to a host outside the mesh.
 func (t *Template) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	return httpclone.Dial(t.transport)(ctx, network, address)
+	return transports.Dial(t.transport)(ctx, network, address)
 }
 
 // Proxies reports whether calls to a host go to a proxy.

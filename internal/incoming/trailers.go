@@ -1,5 +1,4 @@
-// Package trailer shows the trailers of a request to a handler that gets a copy of it, without those that the client may not send.
-package trailer
+package incoming
 
 import (
 	"io"
@@ -12,14 +11,14 @@ type Setter interface {
 	Output(name string) bool
 }
 
-// May reports whether a request may have trailers: HTTP/2 takes only announced ones, HTTP/1 takes any.
-func May(r *http.Request) bool {
+// MayHaveTrailers reports whether a request may have trailers: HTTP/2 takes only announced ones, HTTP/1 takes any.
+func MayHaveTrailers(r *http.Request) bool {
 	return len(r.Trailer) > 0 || r.ProtoMajor == 1 && r.ContentLength < 0
 }
 
-// Clean copies the trailers of the request that arrived, which net/http sets, to seen, a copy of that request, when the body of seen has
+// CleanTrailers copies the trailers of the request that arrived, which net/http sets, to seen, a copy of that request, when the body of seen has
 // been read. It leaves out those that set knows and those for which hidden returns true. Both may be nil.
-func Clean(arrived, seen *http.Request, hidden func(name string) bool, set Setter) {
+func CleanTrailers(arrived, seen *http.Request, hidden func(name string) bool, set Setter) {
 	b := &body{ReadCloser: seen.Body, arrived: arrived, seen: seen, hidden: hidden, set: set}
 	seen.Trailer = nil
 	b.take(false)

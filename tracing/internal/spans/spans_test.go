@@ -16,7 +16,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/nosidecar/mesh/internal/outgoing"
-	"github.com/nosidecar/mesh/internal/spans"
+	"github.com/nosidecar/mesh/tracing/internal/spans"
 )
 
 const (

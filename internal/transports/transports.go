@@ -1,5 +1,5 @@
-// Package base has what the http.RoundTrippers of this module do with their base RoundTripper.
-package base
+// Package transports has what the layers do with RoundTrippers and Transports of net/http: the default one, clones, and how they dial.
+package transports
 
 import "net/http"
 

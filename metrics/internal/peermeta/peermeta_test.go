@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/nosidecar/mesh/internal/peermeta"
+	"github.com/nosidecar/mesh/metrics/internal/peermeta"
 )
 
 var whole = peermeta.Metadata{
