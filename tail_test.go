@@ -18,7 +18,7 @@ import (
 	"github.com/nosidecar/mesh/internal/memnet"
 )
 
-// shortTail is what ARCHITECTURE.md recommends where the longest latencies matter.
+// shortTail is what docs/performance.md recommends where the longest latencies matter.
 var shortTail = balancer.Config{Algorithm: balancer.PeakEWMA, Choices: 10, Aperture: 10}
 
 const (

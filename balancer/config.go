@@ -28,7 +28,7 @@ const (
 	// and calls in flight. Latency is the average of the latest few answers, which are forgotten with time: an endpoint that has
 	// not been used for a while counts as a little faster than usual, and is tried again. A call counts before it is answered, by
 	// the time it has taken so far, and errors count as latency, so that failing fast does not attract calls. For a short tail
-	// choose 10 Choices and an Aperture of 10: ARCHITECTURE.md has the figures.
+	// choose 10 Choices and an Aperture of 10: docs/performance.md has the figures.
 	PeakEWMA
 
 	// RingHash sends equal keys to the same endpoint. When an endpoint comes or goes, only its own keys move.

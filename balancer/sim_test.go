@@ -253,7 +253,7 @@ func (l limit) check(t *testing.T, way string, p99 time.Duration) {
 }
 
 // TestTail bounds the longest latencies, and where requests go, in some ways in which servers are slow or sick: with PeakEWMA in relation to
-// the oracle, with least requests in milliseconds. The limits leave room: ARCHITECTURE.md has the results.
+// the oracle, with least requests in milliseconds. The limits leave room: docs/performance.md has the results.
 func TestTail(t *testing.T) {
 	least, oracle := balancer.Config{}, &balancer.Config{}
 	for _, test := range []struct {
