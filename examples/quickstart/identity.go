@@ -32,29 +32,23 @@ func (s *scene) member(ca *tlsid.DevCA, account string) *mesh.Mesh {
 func identities(s *scene) {
 	const calls = 100
 	ca := authority()
-	var trespasses atomic.Int64
+	var intruders atomic.Int64
 	user := handling("user-service", func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet || mesh.PeerID(r.Context()) != "spiffe://cluster.local/ns/myapp/sa/order-service" {
-			trespasses.Add(1)
+			intruders.Add(1)
 		}
 	})
 	user.mesh, user.account = s.member(ca, "user-service"), "user-service"
 	s.service("user-service", user)
 
-	made := func(client *http.Client, method string) answers {
-		return times(calls, 10, func(int) answer {
-			req, err := http.NewRequestWithContext(s.ctx, method, "http://user-service:3000/api/profile", nil)
-			if err != nil {
-				return answer{err: err}
-			}
-			return do(client, req)
-		})
+	callAll := func(client *http.Client, method string) answers {
+		return times(calls, 10, func(int) answer { return s.call(client, method, "http://user-service:3000/api/profile") })
 	}
 	order, web := s.member(ca, "order-service").Client(), s.member(ca, "web").Client()
 	ca.Rotate() // calls go on over new connections
-	gets, deletes, webs := made(order, http.MethodGet), made(order, http.MethodDelete), made(web, http.MethodGet)
+	gets, deletes, webs := callAll(order, http.MethodGet), callAll(order, http.MethodDelete), callAll(web, http.MethodGet)
 
-	// What has no certificate gets no answer, not even a refusal.
+	// A connection without a certificate gets no answer, not even a refusal.
 	conn, err := net.Dial("tcp", user.listening)
 	if err != nil {
 		log.Fatal(err)
@@ -72,6 +66,6 @@ func identities(s *scene) {
 	s.expect(gets.ok() >= calls-2, "200 for order-service; %d of %d", gets.ok(), calls)
 	s.expect(deletes.with(http.StatusForbidden) >= calls-2, "403 for another method; %d of %d", deletes.with(http.StatusForbidden), calls)
 	s.expect(webs.with(http.StatusForbidden) >= calls-2, "403 for another caller; %d of %d", webs.with(http.StatusForbidden), calls)
-	s.expect(trespasses.Load() == 0, "nothing that is denied reaches the handler; %d did", trespasses.Load())
+	s.expect(intruders.Load() == 0, "nothing that is denied reaches the handler; %d did", intruders.Load())
 	s.expect(len(plaintext) == 0, "no answer to plaintext; got %q", plaintext)
 }

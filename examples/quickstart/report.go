@@ -9,11 +9,11 @@ import (
 
 // report is the result of a scene. Its zero value is empty.
 type report struct {
-	rows  [][]string
-	unmet []string
+	rows     [][]string // of the table; the first is the heading
+	mismatch []string   // what the documents specify and was not measured
 }
 
-// row adds a row to the table. The first row is the heading.
+// row adds a row to the table.
 func (r *report) row(cells ...any) {
 	texts := make([]string, len(cells))
 	for i, cell := range cells {
@@ -22,15 +22,15 @@ func (r *report) row(cells ...any) {
 	r.rows = append(r.rows, texts)
 }
 
-// expect records what the documents specify, unless it was met.
-func (r *report) expect(met bool, format string, args ...any) {
-	if !met {
-		r.unmet = append(r.unmet, fmt.Sprintf(format, args...))
+// expect records what the documents specify, unless it is what was measured.
+func (r *report) expect(measured bool, format string, args ...any) {
+	if !measured {
+		r.mismatch = append(r.mismatch, fmt.Sprintf(format, args...))
 	}
 }
 
-// asked reports whether everything was as the documents specify.
-func (r *report) asked() bool { return len(r.unmet) == 0 }
+// matched reports whether everything was as the documents specify.
+func (r *report) matched() bool { return len(r.mismatch) == 0 }
 
 // share adds a row about a random choice: of n calls, percent should be chosen, and got were.
 func (r *report) share(what string, n int, percent float64, got int) {
@@ -39,33 +39,11 @@ func (r *report) share(what string, n int, percent float64, got int) {
 	r.expect(low <= got && got <= high, "%s: %g%% of %d calls, so %d to %d of them; it was %d", what, percent, n, low, high, got)
 }
 
-// plausible returns how often, from low to high, an event of probability p happens in n trials. The probability that it
-// happens less or more often is one in 50 million, so with the few shares that are measured here, fewer than one run in a
-// million fails without a reason.
+// plausible returns how often, from low to high, an event of probability p happens in n trials: the mean, with six standard deviations on
+// either side. Fewer than one run in a million fails without a reason.
 func plausible(n int, p float64) (low, high int) {
-	if p <= 0 || p >= 1 {
-		always := int(math.Round(p * float64(n)))
-		return always, always
-	}
-	const tail = 1e-8 // on either side
-	// The binomial distribution, added up from below.
-	logFactorial := func(k int) float64 {
-		v, _ := math.Lgamma(float64(k + 1))
-		return v
-	}
-	sum := 0.0
-	low = -1
-	for k := 0; k <= n; k++ {
-		sum += math.Exp(logFactorial(n) - logFactorial(k) - logFactorial(n-k) +
-			float64(k)*math.Log(p) + float64(n-k)*math.Log(1-p))
-		if low < 0 && sum > tail {
-			low = k
-		}
-		if sum >= 1-tail {
-			return low, k
-		}
-	}
-	return low, n
+	mean, deviation := float64(n)*p, math.Sqrt(float64(n)*p*(1-p))
+	return int(math.Round(mean - 6*deviation)), int(math.Round(mean + 6*deviation))
 }
 
 // String returns the scene as text: what it is about, the documents, the table, and what did not match.
@@ -84,8 +62,8 @@ func (s *scene) String() string {
 		}
 	}
 	table.Flush()
-	for _, unmet := range s.unmet {
-		fmt.Fprintf(&b, "   DOES NOT MATCH: want %s.\n", unmet)
+	for _, want := range s.mismatch {
+		fmt.Fprintf(&b, "   DOES NOT MATCH: want %s.\n", want)
 	}
 	return b.String()
 }
@@ -93,11 +71,11 @@ func (s *scene) String() string {
 // printFindings prints the findings in the documents. None of them is an error, or the scenes would not have begun.
 func printFindings(scenes []*scene) {
 	fmt.Println("Warnings from loading the documents:")
-	said := make(map[string]bool)
+	printed := make(map[string]bool)
 	for _, s := range scenes {
 		for _, finding := range s.findings {
-			if line := finding.String(); !said[line] {
-				said[line] = true
+			if line := finding.String(); !printed[line] {
+				printed[line] = true
 				fmt.Println("  ", line)
 			}
 		}

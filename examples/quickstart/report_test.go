@@ -9,11 +9,10 @@ func TestPlausible(t *testing.T) {
 		p         float64
 		low, high int
 	}{
-		// Worked out with exact fractions.
-		{"a tenth", 2000, 0.1, 129, 279},
-		{"nine tenths", 2000, 0.9, 1721, 1871},
-		{"a twentieth", 2000, 0.05, 50, 159},
-		{"too few to tell", 20, 0.5, 0, 20},
+		{"a tenth", 2000, 0.1, 120, 280},
+		{"nine tenths", 2000, 0.9, 1720, 1880},
+		{"a twentieth", 2000, 0.05, 42, 158},
+		{"half", 400, 0.5, 140, 260},
 		{"always", 300, 1, 300, 300},
 		{"never", 300, 0, 0, 0},
 	} {
@@ -26,11 +25,11 @@ func TestPlausible(t *testing.T) {
 func TestShare(t *testing.T) {
 	var r report
 	r.share("met", 100, 100, 100)
-	if !r.asked() {
-		t.Errorf("100 of 100 are not 100%%: %q", r.unmet)
+	if !r.matched() {
+		t.Errorf("100 of 100 are not 100%%: %q", r.mismatch)
 	}
 	r.share("not met", 100, 100, 99)
-	if r.asked() {
+	if r.matched() {
 		t.Error("99 of 100 pass for 100%")
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 )
@@ -16,7 +15,7 @@ func trafficSplit(s *scene) {
 	plain := times(2000, 8, func(int) answer {
 		return s.get(client, "http://user-service/users/42")
 	})
-	asking := times(200, 8, func(int) answer {
+	toV2 := times(200, 8, func(int) answer {
 		return s.get(client, "http://user-service/users/42", "version", "v2")
 	})
 
@@ -24,7 +23,7 @@ func trafficSplit(s *scene) {
 	s.share("to v1", len(plain), 90, plain.from("v1"))
 	s.share("to v2", len(plain), 10, plain.from("v2"))
 	s.expect(plain.ok() == len(plain), "an answer to every call")
-	s.share("\"version: v2\" to v2", len(asking), 100, asking.from("v2"))
+	s.share("\"version: v2\" to v2", len(toV2), 100, toV2.from("v2"))
 }
 
 func canary(s *scene) {
@@ -84,14 +83,8 @@ func mirroring(s *scene) {
 	s.service("myapp", v1, v2)
 	client := s.mesh().Client()
 
-	made := times(calls, 4, func(i int) answer {
-		req, err := http.NewRequestWithContext(s.ctx, http.MethodPost, "http://myapp/orders", strings.NewReader("one order"))
-		if err != nil {
-			return answer{err: err}
-		}
-		return do(client, req)
-	})
-	// Copies go their own way, and may arrive later than the answer to the original.
+	made := times(calls, 4, func(int) answer { return s.call(client, http.MethodPost, "http://myapp/orders") })
+	// A copy may arrive later than the answer to the original.
 	hosts := map[string]int{}
 	for arrived := 0; arrived < calls && s.ctx.Err() == nil; {
 		select {

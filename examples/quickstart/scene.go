@@ -63,7 +63,7 @@ func (s *scene) service(name string, servers ...*server) {
 type answer struct {
 	status int
 	from   string // the body: the version or name of the server
-	tries  int    // how many it took
+	tries  int    // requests that were sent for it
 	header http.Header
 	err    error // why there was no response, or why its body ended early
 	took   time.Duration
@@ -71,19 +71,20 @@ type answer struct {
 
 func (a answer) ok() bool { return a.status == http.StatusOK }
 
-// get makes a call. The header is names and values in turn.
+// get makes a call with the method GET.
 func (s *scene) get(client *http.Client, url string, header ...string) answer {
-	req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, url, nil)
+	return s.call(client, http.MethodGet, url, header...)
+}
+
+// call makes a call. The header is names and values in turn.
+func (s *scene) call(client *http.Client, method, url string, header ...string) answer {
+	req, err := http.NewRequestWithContext(s.ctx, method, url, nil)
 	if err != nil {
 		return answer{err: err}
 	}
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	return do(client, req)
-}
-
-func do(client *http.Client, req *http.Request) answer {
 	start := time.Now()
 	resp, err := client.Do(req)
 	if err != nil {
@@ -148,7 +149,7 @@ func (all answers) with(status int) int {
 	return len(all.where(func(a answer) bool { return a.status == status }))
 }
 
-// tries returns how often all the calls together were tried.
+// tries counts the requests that were sent for all calls together.
 func (all answers) tries() int {
 	n := 0
 	for _, a := range all {
