@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
@@ -339,4 +342,17 @@ func (m *Mesh) follow(ctx context.Context, static []set, feeds []Feed) error {
 		}
 	}
 	return nil
+}
+
+// version returns the version of the content of documents. Names of sources do not count: they differ from one machine to
+// another.
+func version(sources []policy.Source) string {
+	sum := sha256.New()
+	var size [8]byte
+	for _, source := range sources {
+		binary.BigEndian.PutUint64(size[:], uint64(len(source.Data)))
+		sum.Write(size[:])
+		sum.Write(source.Data)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
 }

@@ -177,8 +177,11 @@ func (j *journal) ejectionWithheld(target route.Target, event breaker.Event) {
 	if j.again(fmt.Sprintf("ejection %s %s %v", target, event.Endpoint, event.Limit)) {
 		return
 	}
-	j.to().Warn("mesh: endpoint fails and is not ejected, since maxEjectionPercent allows no more ejections",
-		"destination", target.String(), "endpoint", event.Endpoint, "reason", string(event.Reason), "failures", event.Failures,
+	message := "mesh: endpoint fails and is not ejected, since maxEjectionPercent allows no more ejections"
+	if event.Needed == 1 {
+		message = "mesh: endpoint fails and is not ejected, since no other endpoint takes calls"
+	}
+	j.to().Warn(message, "destination", target.String(), "endpoint", event.Endpoint, "reason", string(event.Reason), "failures", event.Failures,
 		"calls", event.Calls, "maxEjectionPercent", fraction.Percent(event.Limit), "needed", math.Ceil(fraction.Percent(event.Needed)))
 }
 

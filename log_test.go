@@ -401,3 +401,18 @@ func TestLog_RefusedConnections(t *testing.T) {
 		}
 	})
 }
+
+// TestLog_EjectionWithheldFromTheLast: for the last endpoint that takes calls, the setting is not the reason.
+func TestLog_EjectionWithheldFromTheLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f meshtest.Fleet
+		r := new(record)
+		f.Registry.Set("shop", f.Add(t, fails(http.StatusBadGateway)))
+		m := f.Mesh(t, strings.Replace(ejects, "maxEjectionPercent: 100", "maxEjectionPercent: 50", 1), mesh.WithLogger(r.logger()))
+		get(t, m.Client(), "http://shop/")
+		const message = `msg="mesh: endpoint fails and is not ejected, since no other endpoint takes calls" destination=shop.default.svc.cluster.local:80 endpoint=`
+		if got := r.take(); !strings.Contains(got, message) || !strings.Contains(got, "failures=1 calls=1 maxEjectionPercent=50 needed=100") {
+			t.Errorf("logged %q, want %q", got, message)
+		}
+	})
+}

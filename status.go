@@ -2,15 +2,14 @@ package mesh
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/jwt"
 )
@@ -93,8 +92,8 @@ type Status struct {
 	} `json:"keys,omitempty"`
 
 	// Services are the destinations that were called and that state is kept for, sorted by host, port and subset. There are
-	// at most 250, the ones called last. Each has at most 100 endpoints: unhealthy ones and those with most requests come
-	// first. ServicesOmitted and EndpointsOmitted count the rest. Uncalled is how many hosts that documents name were not
+	// at most 250, the ones called last. Each has at most 100 endpoints: unhealthy ones, those that fail and stay, and those with most
+	// requests come first. ServicesOmitted and EndpointsOmitted count the rest. Uncalled is how many hosts that documents name were not
 	// called.
 	Services []struct {
 		Host   string `json:"host"`
@@ -141,6 +140,18 @@ type Status struct {
 			// Security is "mtls", "tls" with the settings of a DestinationRule, or "" for plaintext and whatever the
 			// caller's URL asks for.
 			Security string `json:"security,omitempty"`
+
+			// Withheld is set while a healthy endpoint fails often enough to be ejected and gets calls all the same, because
+			// MaxEjectionPercent allows no more ejections. Needed is the least value that would: it is 100 if no other endpoint
+			// is left. Reason, a [breaker.Reason], Failures and Calls say how it fails. It ends when the endpoint answers well.
+			Withheld struct {
+				Since              time.Time `json:"since"`
+				Reason             string    `json:"reason"`
+				Failures           int       `json:"failures"`
+				Calls              int       `json:"calls"`
+				MaxEjectionPercent float64   `json:"maxEjectionPercent"`
+				Needed             float64   `json:"needed"`
+			} `json:"withheld,omitzero"`
 		} `json:"endpoints"`
 		EndpointsOmitted int `json:"endpointsOmitted,omitempty"`
 	} `json:"services"`
@@ -262,6 +273,10 @@ func (m *Mesh) services(s *Status) {
 			to := &to.Endpoints[i]
 			to.Address, to.Locality, to.InFlight = e.Address, e.Locality, e.InFlight
 			to.Healthy, to.Reason, to.Until, to.Security = e.Healthy, e.Reason, e.Until, e.Security
+			if w := e.Withheld; w.Limit > 0 {
+				to.Withheld.Since, to.Withheld.Reason, to.Withheld.Failures, to.Withheld.Calls = w.At, string(w.Reason), w.Failures, w.Calls
+				to.Withheld.MaxEjectionPercent, to.Withheld.Needed = fraction.Percent(w.Limit), math.Ceil(fraction.Percent(w.Needed))
+			}
 		}
 	}
 	s.RoutesOmitted = from.RoutesOmitted
@@ -376,17 +391,4 @@ func (l *loads) documents(s *Status) {
 	defer l.mu.Unlock()
 	s.Documents = l.status.Documents
 	s.Documents.Alone = slices.Clone(s.Documents.Alone)
-}
-
-// version returns the version of the content of documents. Names of sources do not count: they differ from one machine to
-// another.
-func version(sources []policy.Source) string {
-	sum := sha256.New()
-	var size [8]byte
-	for _, source := range sources {
-		binary.BigEndian.PutUint64(size[:], uint64(len(source.Data)))
-		sum.Write(size[:])
-		sum.Write(source.Data)
-	}
-	return hex.EncodeToString(sum.Sum(nil)[:8])
 }

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"iter"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -178,6 +180,67 @@ func TestStatus_Services(t *testing.T) {
 			t.Errorf("after the call: %+v, want none in flight", s.Services[0])
 		}
 	})
+}
+
+// TestStatus_EjectionWithheld: an endpoint that fails and stays says so until it answers well.
+func TestStatus_EjectionWithheld(t *testing.T) {
+	for _, test := range []struct {
+		endpoints int
+		want      []string // sorted
+	}{
+		{1, []string{"healthy=true consecutive_5xx 1/1 10 100"}},
+		{2, []string{"healthy=false", "healthy=true consecutive_5xx 1/1 10 100"}},
+		{3, []string{"healthy=false", "healthy=true consecutive_5xx 1/1 10 67", "healthy=true consecutive_5xx 1/1 10 67"}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			f := new(meshtest.Fleet)
+			var recovered atomic.Bool
+			var list []discovery.Endpoint
+			for range test.endpoints {
+				list = append(list, f.Add(t, func(w http.ResponseWriter, _ *http.Request) {
+					if !recovered.Load() {
+						w.WriteHeader(http.StatusBadGateway)
+					}
+				}))
+			}
+			f.Registry.Set("api", list...)
+			m := f.Mesh(t, strings.Replace(ejectsOne, "baseEjectionTime: 30s, maxEjectionPercent: 100", "baseEjectionTime: 1h", 1))
+			began := time.Now()
+			status := func() (got []string) {
+				for _, e := range m.Status().Services[0].Endpoints {
+					text := fmt.Sprintf("healthy=%v", e.Healthy)
+					if w := e.Withheld; !w.Since.IsZero() {
+						text += fmt.Sprintf(" %s %d/%d %v %v", w.Reason, w.Failures, w.Calls, w.MaxEjectionPercent, w.Needed)
+						if !w.Since.Equal(began) {
+							t.Errorf("an endpoint stays since %v, want %v", w.Since, began)
+						}
+					}
+					got = append(got, text)
+				}
+				slices.Sort(got)
+				return got
+			}
+			calls := func() {
+				for range 50 {
+					get(t, m.Client(), "http://api/")
+				}
+			}
+			calls()
+			if got := status(); !slices.Equal(got, test.want) {
+				t.Errorf("of %d endpoints that fail:\n%q, want\n%q", test.endpoints, got, test.want)
+			}
+			recovered.Store(true)
+			for range 3 {
+				calls()
+				advance(time.Second)
+			}
+			for _, text := range status() {
+				if text != "healthy=true" && text != "healthy=false" {
+					t.Errorf("%s after all have answered well", text)
+				}
+			}
+		})
+	}
 }
 
 // TestStatus_Identity: a mesh is ready as long as it has the identity that it was promised.

@@ -241,6 +241,15 @@ func TestPage_EjectionWithheld(t *testing.T) {
 		if why := r.Events[0].Endpoint + " " + text; len(r.Problems) != 1 || !slices.Contains(r.Problems[0].Why, why) {
 			t.Errorf("problems %+v, want %q", r.Problems, why)
 		}
+		stays := func(format, text string) {
+			t.Helper()
+			if got := ask(t, page, "", "Accept", format).Body.String(); !strings.Contains(got, text) {
+				t.Errorf("%s does not say %q:\n%s", format, text, got)
+			}
+		}
+		stays("text/html", `▲ fails, and stays</span> <span class="muted">consecutive_5xx; maxEjectionPercent is 34, an ejection needs 67`)
+		stays("text/plain", "fails, and stays: consecutive_5xx")
+		stays("application/json", `"maxEjectionPercent": 34,`)
 		recovered.Store(true)
 		time.Sleep(2 * time.Minute) // of the bubble
 		call(m.Client(), "GET", "http://api/")

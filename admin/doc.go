@@ -70,7 +70,8 @@
 // a recent one); circuit if it has one (state; opened, calls, failures and slow, the change that opened it, while it is not closed); pool
 // (active, pending, connections, refused, maxRequests, maxPending, maxConnections); retryLimits (active, most, budget: -1 without one);
 // connections if there are raw ones; endpoints[] (address, locality, healthy, reason, until, inFlight, security, figures, gone if
-// discovery no longer has it), healthyEndpoints and endpointsOmitted.
+// discovery no longer has it, and if it fails and is not ejected withheld: since, reason, failures, calls, maxEjectionPercent, needed),
+// healthyEndpoints and endpointsOmitted.
 //
 // A call is at (its start), direction ("out" or "in"), failed (otherwise it was slow), method, path, durationMs, attemptCount and, if they
 // apply: target, caller, document, route, status, grpcStatus, flags, error, stopped (why there were no more attempts), decision (why it was

@@ -35,9 +35,6 @@ type event struct {
 	Bad      bool      `json:"bad"` // it is a problem, not the end of one
 }
 
-// ejectionWithheld is the kind of an event that explains a problem of its endpoint.
-const ejectionWithheld = "ejection withheld"
-
 // load is an attempt to load documents.
 type load struct {
 	At       time.Time        `json:"at"`
@@ -73,9 +70,21 @@ func (c *collector) ejection(to route.Target, e breaker.Event) {
 }
 
 func (c *collector) ejectionWithheld(to route.Target, e breaker.Event) {
-	c.happened(event{Kind: ejectionWithheld, Target: targetOf(to), Endpoint: e.Endpoint, Bad: true,
-		Text: fmt.Sprintf("stays although it fails: %s, %d of %d calls failed; maxEjectionPercent is %v, an ejection needs %v", e.Reason, e.Failures, e.Calls,
-			fraction.Percent(e.Limit), math.Ceil(fraction.Percent(e.Needed)))})
+	w := withheld{e.At, string(e.Reason), e.Failures, e.Calls, fraction.Percent(e.Limit), math.Ceil(fraction.Percent(e.Needed))}
+	c.happened(event{Kind: "ejection withheld", Target: targetOf(to), Endpoint: e.Endpoint, Bad: true, Text: w.Text()})
+}
+
+// Text returns what happens, and why.
+func (w *withheld) Text() string {
+	return fmt.Sprintf("stays although it fails: %s, %d of %d calls failed; %s", w.Reason, w.Failures, w.Calls, w.Why())
+}
+
+// Why returns why the endpoint stays.
+func (w *withheld) Why() string {
+	if w.Needed == 100 {
+		return fmt.Sprintf("maxEjectionPercent is %v, and no other endpoint takes calls", w.MaxEjectionPercent)
+	}
+	return fmt.Sprintf("maxEjectionPercent is %v, an ejection needs %v", w.MaxEjectionPercent, w.Needed)
 }
 
 func (c *collector) circuit(to route.Target, change breaker.Change) {

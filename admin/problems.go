@@ -200,7 +200,7 @@ func (r *report) destinationProblem(d *destinationOf, slow time.Duration) *probl
 		p.say(severity, share+" of the calls fail")
 	}
 	p.endpoints(out, serving)
-	r.withheld(p)
+	p.withheld()
 	p.causes()
 	if pool := d.Pool; pool != nil && pool.MaxRequests > 0 && pool.Active >= pool.MaxRequests {
 		p.say(warning, "The connection pool is full")
@@ -285,18 +285,15 @@ func (p *finder) endpoints(out []*endpointOf, serving int) {
 }
 
 // withheld adds which of the endpoints that fail stay because of the limit of ejections.
-func (r *report) withheld(p *finder) {
+func (p *finder) withheld() {
 	told := 0
 	for i := range p.Endpoints {
 		e := &p.Endpoints[i]
-		if p.Severity == "" || !e.Healthy || e.Errors == 0 || told == mostBlamed {
+		if p.Severity == "" || e.Withheld == nil || e.Errors == 0 || told == mostBlamed {
 			continue
 		}
-		last := slices.IndexFunc(r.Events, func(of event) bool { return of.Endpoint == e.Address && *of.Target == *p.Target })
-		if last >= 0 && r.Events[last].Kind == ejectionWithheld {
-			told++
-			p.because("%s %s", e.Address, r.Events[last].Text)
-		}
+		told++
+		p.because("%s %s", e.Address, e.Withheld.Text())
 	}
 }
 

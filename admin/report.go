@@ -183,7 +183,18 @@ type endpointOf struct {
 	Until    time.Time `json:"until,omitzero"`
 	InFlight int       `json:"inFlight"`
 	Security string    `json:"security,omitempty"`
+	Withheld *withheld `json:"withheld,omitempty"`
 	figures
+}
+
+// withheld is why an endpoint that fails is not ejected.
+type withheld struct {
+	Since              time.Time `json:"since"`
+	Reason             string    `json:"reason"`
+	Failures           int       `json:"failures"`
+	Calls              int       `json:"calls"`
+	MaxEjectionPercent float64   `json:"maxEjectionPercent"`
+	Needed             float64   `json:"needed"`
 }
 
 type routeOf struct {
@@ -301,6 +312,10 @@ func (r *report) destinations(c *collector, s *mesh.Status, raw map[connKey]conn
 			}
 			if e.Until.IsZero() {
 				d.Endpoints[i].Until = time.Time{}
+			}
+			if w := withheld(e.Withheld); w != (withheld{}) {
+				w.Since = w.Since.UTC()
+				d.Endpoints[i].Withheld = &w
 			}
 		}
 		add(d, counted[t])

@@ -101,6 +101,8 @@ func (r *report) writeDestinations(w io.Writer) {
 			switch {
 			case e.Gone:
 				state = "gone"
+			case e.Withheld != nil:
+				state = "fails, and stays: " + e.Withheld.Reason
 			case !e.Healthy:
 				state = e.Reason
 				if !e.Until.IsZero() {

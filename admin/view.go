@@ -137,6 +137,17 @@ func graphOf(r *report) graph {
 
 func rank(state string) int { return slices.Index([]string{"idle", "ok", warning, critical}, state) }
 
+// rank puts endpoints that get no calls first, and then those that fail and stay.
+func (e *endpointOf) rank() int {
+	switch {
+	case !e.Healthy:
+		return 0
+	case e.Withheld != nil:
+		return 1
+	}
+	return 2
+}
+
 // State returns the state of a destination: ok, warning, critical or idle.
 func (d *destinationOf) State() string {
 	switch {
@@ -274,13 +285,7 @@ var functions = template.FuncMap{
 		// Show those with problems first.
 		list = slices.Clone(list)
 		slices.SortStableFunc(list, func(a, b endpointOf) int {
-			if a.Healthy != b.Healthy {
-				if b.Healthy {
-					return -1
-				}
-				return 1
-			}
-			return cmp.Compare(b.Errors, a.Errors)
+			return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(b.Errors, a.Errors))
 		})
 		return list[:shownEndpoints]
 	},

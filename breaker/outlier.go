@@ -52,8 +52,8 @@ type Event struct {
 	// that compare endpoints, those since the last sweep.
 	Failures, Calls int
 
-	// Set for an ejection that did not happen: MaxEjectedFraction, and the least value of it with which it would have. Reason,
-	// Failures and Calls are set, too.
+	// Set for an ejection that did not happen: MaxEjectedFraction, and the least value of it with which it would have. Needed is 1 if
+	// no other endpoint takes calls: an ejection would leave none. Reason, Failures and Calls are set, too.
 	Limit, Needed float64
 }
 
@@ -68,6 +68,10 @@ type EndpointStatus struct {
 
 	// Multiplier is the length of the last ejection as a multiple of BaseEjection, minus one for each healthy sweep since.
 	Multiplier int
+
+	// Withheld is the ejection that did not happen, if the endpoint fails and stays: the event that [Outlier.OnWithheld] is told of.
+	// It is the zero Event before, and again once a sweep has found that the endpoint answers well.
+	Withheld Event
 }
 
 // Outlier ejects endpoints of one destination that fail while others do not. It is safe for concurrent use. Use
@@ -168,6 +172,9 @@ func (o *Outlier) Endpoints() []EndpointStatus {
 		if s.Ejected {
 			s.Reason, s.Until = t.last.reason, t.last.until
 		}
+		if t.withheld != notWithheld && !t.aside {
+			s.Withheld = *t.last.withheld
+		}
 		list = append(list, s)
 	}
 	o.mu.RUnlock()
@@ -191,10 +198,10 @@ type Tracker struct {
 	forgotten bool
 	withheld  withheld
 	idle      int32     // sweeps without use
-	last      *ejection // nil before the first
+	last      *ejection // nil before the first, withheld ones included
 }
 
-// withheld says whether it was reported that the limit keeps an endpoint from being ejected.
+// withheld says whether the limit keeps an endpoint from being ejected.
 type withheld uint8
 
 const (
@@ -208,6 +215,8 @@ type ejection struct {
 	reason     Reason
 	until      time.Time
 	multiplier int32 // see OutlierConfig.BaseEjection; it shrinks while the endpoint is healthy
+
+	withheld *Event // of one that did not happen since; of no meaning unless the tracker says so
 }
 
 // multiplier returns that of the latest ejection, or 0 if there is none.
@@ -342,7 +351,7 @@ func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time, failures
 	if o.cfg.Jitter > 0 {
 		d += time.Duration(rand.Int64N(int64(o.cfg.Jitter) + 1))
 	}
-	t.last = &ejection{reason, now.Add(d), multiplier}
+	t.last = &ejection{reason: reason, until: now.Add(d), multiplier: multiplier}
 	t.out.Store(true)
 	t.withheld = notWithheld
 	o.ejected.Add(1)
@@ -351,11 +360,17 @@ func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time, failures
 
 // withholdLocked reports that t is not ejected, unless that is known. It does not matter for an endpoint that gets no calls.
 func (o *Outlier) withholdLocked(t *Tracker, e Event) {
-	if t.aside || o.OnWithheld == nil {
+	if t.aside {
 		return
 	}
 	if t.withheld == notWithheld {
-		o.events.add(e)
+		if t.last == nil {
+			t.last = new(ejection)
+		}
+		t.last.withheld = &e
+		if o.OnWithheld != nil {
+			o.events.add(e)
+		}
 	}
 	t.withheld = isWithheld
 	t.streak.Or(withheldBit)
@@ -368,7 +383,7 @@ func (t *Tracker) recoverLocked(sweeps int) {
 		sweeps--
 	}
 	if t.withheld == wasWithheld && sweeps > 0 && t.streak.Load()&withheldBit == 0 {
-		t.withheld = notWithheld
+		t.withheld, t.last.withheld = notWithheld, nil
 	}
 }
 

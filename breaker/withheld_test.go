@@ -171,3 +171,51 @@ func TestOnWithheld_WithoutCalls(t *testing.T) {
 		}
 	})
 }
+
+// TestEndpoints_Withheld: the status of an endpoint that fails and stays says so until it answers well, whether or not anybody wants to
+// be told.
+func TestEndpoints_Withheld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOutlier(t, breaker.OutlierConfig{})
+		list := track(o, 3)
+		is := func(when string, want breaker.Event) {
+			t.Helper()
+			if got := o.Endpoints()[1].Withheld; got != want {
+				t.Errorf("%s: %+v, want %+v", when, got, want)
+			}
+		}
+		sweep := func() {
+			time.Sleep(10 * time.Second)
+			o.Sweep(time.Now())
+		}
+		is("before", breaker.Event{})
+		reportN(list[0], 5, 500)
+		reportN(list[1], 5, 500)
+		first := breaker.Event{Endpoint: "1", At: time.Now(), Reason: breaker.Consecutive5xx, Failures: 5, Calls: 5, Limit: 0.1, Needed: 2. / 3}
+		is("when it fails", first)
+		for _, e := range o.Endpoints() {
+			if e.ID != "1" && e.Withheld != (breaker.Event{}) {
+				t.Errorf("%+v stays", e)
+			}
+		}
+		time.Sleep(time.Second)
+		reportN(list[1], 5, 500)
+		is("when it fails again", first)
+		list[1].SetTakesCalls(false)
+		is("while it drains", breaker.Event{})
+		list[1].SetTakesCalls(true)
+		sweep()
+		is("without calls", first)
+		list[1].Report(200)
+		sweep()
+		is("after a success", breaker.Event{})
+		reportN(list[1], 5, 500)
+		first.At = time.Now()
+		is("in the next episode", first)
+		time.Sleep(20 * time.Second) // the first endpoint is readmitted
+		reportN(list[1], 5, 500)
+		if is("when it is ejected", breaker.Event{}); !list[1].Ejected() || o.Endpoints()[1].Reason != breaker.Consecutive5xx {
+			t.Errorf("%+v is not ejected", o.Endpoints()[1])
+		}
+	})
+}

@@ -53,7 +53,8 @@ type EndpointStatus struct {
 	Reason   string // for not being healthy
 	Until    time.Time
 	InFlight int
-	Security string // "mtls", "tls", or "" for plaintext
+	Security string        // "mtls", "tls", or "" for plaintext
+	Withheld breaker.Event // the ejection that did not happen, if it is healthy and fails
 }
 
 // At most so many destinations and endpoints are shown; the rest are only counted.
@@ -128,13 +129,7 @@ func (c *cluster) status() ServiceStatus {
 	if over := len(hosts) - endpointsShown; over > 0 {
 		s.Omitted = over
 		slices.SortStableFunc(s.Endpoints, func(a, b EndpointStatus) int {
-			if a.Healthy != b.Healthy {
-				if b.Healthy {
-					return -1
-				}
-				return 1
-			}
-			return cmp.Compare(b.InFlight, a.InFlight)
+			return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(b.InFlight, a.InFlight))
 		})
 		s.Endpoints = slices.Clone(s.Endpoints[:endpointsShown])
 	}
@@ -156,7 +151,18 @@ func endpointStatus(h *balancer.Host, ejection breaker.EndpointStatus) EndpointS
 	case secured.err != nil:
 		s.Reason = secured.err.Error()
 	default:
-		s.Healthy = true
+		s.Healthy, s.Withheld = true, ejection.Withheld
 	}
 	return s
+}
+
+// rank puts endpoints that get no calls first, and then those that fail.
+func (s *EndpointStatus) rank() int {
+	switch {
+	case !s.Healthy:
+		return 0
+	case s.Withheld.Limit > 0:
+		return 1
+	}
+	return 2
 }
