@@ -41,6 +41,9 @@ func checkAuthority(opts balancer.BuildOptions) error {
 	if opts.Authority == host {
 		return nil
 	}
+	if strings.Contains(host, "://") { // gRPC knows no such scheme
+		return refusal.Because(notTarget(host))
+	}
 	return refusal.New(fmt.Sprintf("meshgrpc: documents do not see the authority %q of grpc.WithAuthority: "+
 		"set it with grpc.WithDefaultCallOptions(grpc.CallAuthority(%[1]q)) instead", opts.Authority))
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/pause"
+	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -38,7 +40,7 @@ type call struct {
 	sent      *head     // as it leaves the mesh: asked, unless documents change it
 	setCookie string    // for a call without the cookie of its hash key
 	observed  *observed // nil if there are no observers
-	waits     bool      // until an endpoint is ready
+	waits     waits     // until an endpoint is ready
 	restarts  int32     // after waits for an endpoint
 	first     try
 	last      *try // the latest try; nil before the first
@@ -140,8 +142,22 @@ func (c *call) start(a attempter) (*engine.Refusal, error) {
 
 // served returns the result of a call that has passed the stages with a result. A wait-for-ready call is repeated until it can be sent.
 func (c *call) served(a attempter, answer *engine.Refusal, err error) (*engine.Refusal, error) {
-	for c.waits && err != nil && a.replayable() && unready(err) {
-		if cause := pause.For(c.ctx, patience(int(c.restarts))); cause != nil {
+	if err == nil || c.waits == no || !a.replayable() || !unready(err) {
+		return answer, err
+	}
+	c.cc.Connect() // a ClientConn without a call is idle, and has no service config yet
+	config := c.cc.GetMethodConfig(c.asked.method)
+	if c.waits == asConfigured && (config.WaitForReady == nil || !*config.WaitForReady) {
+		return answer, err
+	}
+	ctx := c.ctx
+	if config.Timeout != nil { // gRPC applies it to a try, and there is none
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, *config.Timeout)
+		defer cancel()
+	}
+	for err != nil && a.replayable() && unready(err) {
+		if cause := pause.For(ctx, patience(int(c.restarts))); cause != nil {
 			return nil, &neverReady{cause: cause, last: err}
 		}
 		c.Renew()
@@ -168,7 +184,12 @@ func (c *call) pass(kind engine.Kind, target route.Target, a engine.Adapter) (*e
 }
 
 // Outside implements engine.Adapter.
-func (c *call) Outside(context.Context) error { return engine.NotInMesh() }
+func (c *call) Outside(context.Context) error {
+	if host := authority(c.cc); host != "" && host[0] != ':' && !strings.ContainsAny(host, "/?#") {
+		return engine.NotInMesh()
+	}
+	return &engine.Refusal{Layer: engine.LayerRoute, Flags: engine.FlagNoRoute, Err: refusal.Because(&noHost{c.cc.Target()})}
+}
 
 // Prepare implements engine.Adapter.
 func (c *call) Prepare(backend *route.Backend, match int) error {

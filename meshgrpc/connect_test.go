@@ -2,6 +2,7 @@ package meshgrpc_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -240,7 +241,7 @@ func TestErrorOfAConnectionThatIsCutOffWhileItIsWrittenTo(t *testing.T) {
 func TestTargetThatNamesNoHost(t *testing.T) {
 	leak.Check(t)
 	m := meshtest.New(t, "")
-	for _, target := range []string{"mesh://x/echo", "dns:echo"} {
+	for _, target := range []string{"mesh://x/echo", "dns:echo", "http://echo", "mesh:", "mesh:///:80", "mesh:///echo/", "mesh:///echo?a", ""} {
 		conn := connect(t, m, target)
 		_, unary := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{})
 		_, stream := grpctest.NewClient(conn).FullDuplexCall(bounded(t))
@@ -248,6 +249,22 @@ func TestTargetThatNamesNoHost(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), `a target of the mesh is "mesh:///host:port"`) ||
 				!strings.Contains(err.Error(), target) {
 				t.Errorf("%s: %v, want the form of a target", target, err)
+			}
+		}
+	}
+}
+
+// gRPC calls to a host that nothing knows are refused. The error says what would make the host known.
+func TestHostThatNothingKnows(t *testing.T) {
+	leak.Check(t)
+	m := meshtest.New(t, "", mesh.WithDiscovery(discovery.Static{}))
+	for _, target := range []string{"mesh:///nowhere", "mesh:///127.0.0.1:1", "[::1]:1"} {
+		client := grpctest.NewClient(connect(t, m, target))
+		_, unary := client.UnaryCall(bounded(t), &grpctest.Request{})
+		_, stream := client.FullDuplexCall(bounded(t))
+		for _, err := range []error{unary, stream} {
+			if !errors.Is(err, mesh.ErrNotInMesh) || status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "a ServiceEntry") {
+				t.Errorf("%s: %v, want Unavailable, ErrNotInMesh, and the kind of document that names a host", target, err)
 			}
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -290,6 +291,7 @@ type conn struct {
 	streams atomic.Int64 // how many concurrent streams the server allows; 0 for any number
 	group   *group
 	used    atomic.Bool           // since the last check whether the connection is idle
+	reached atomic.Bool           // our credentials
 	secured atomic.Bool           // by our credentials
 	only    bool                  // the only connection of the group when it was dialled
 	dialled time.Time             // synchronised by gRPC: set before the handshake
@@ -314,8 +316,8 @@ func (c *conn) fail(err error) {
 func (c *conn) changed(s balancer.SubConnState) {
 	switch s.ConnectivityState {
 	case connectivity.Ready:
-		if !c.secured.Load() {
-			c.fail(errCredentials)
+		if err := c.misused(nil); err != nil {
+			c.fail(err)
 			c.shutdown(nil)
 			return
 		}
@@ -327,11 +329,30 @@ func (c *conn) changed(s balancer.SubConnState) {
 		if err == nil {
 			err = errors.New("no connection")
 		}
+		if misused := c.misused(err); misused != nil {
+			c.fail(misused)
+			c.shutdown(nil)
+			return
+		}
 		c.shutdown(connectError(c.group.link.Address(), err))
 	case connectivity.Idle:
 		// The connection was made, and lost, perhaps before it became ready. The next call makes a new one.
 		c.shutdown(&lostError{connectError(c.group.link.Address(), errors.New("the connection was lost"))})
 	}
+}
+
+// misused returns a refusal if other options of the ClientConn kept the connection from being made as the mesh makes it, which says nothing
+// about the endpoint. err is what gRPC says of a connection that could not be made.
+func (c *conn) misused(err error) error {
+	switch {
+	case c.dialled.IsZero():
+		return errDialer
+	case err == nil && !c.secured.Load() || err != nil && !c.reached.Load() && c.failure.Load() == nil:
+		return errCredentials
+	case err != nil && strings.Contains(err.Error(), "cannot send secure credentials on an insecure connection"):
+		return errInsecure
+	}
+	return nil
 }
 
 // move sets the state of the connection. also, if not nil, is called under the same lock, so that both changes become visible

@@ -57,6 +57,10 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 	if c == nil {
 		return nil, nil, errBalancer
 	}
+	if c.dialled.IsZero() {
+		return nil, nil, errDialer
+	}
+	c.reached.Store(true)
 	config := c.group.link.TLS()
 	limit := connectTimeout(c.group.link.Limits().ConnectTimeout)
 	if config == nil {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
@@ -26,6 +27,10 @@ var (
 		"(grpc.WithDefaultServiceConfig must name \"" + BalancerName + "\" as its load balancer)")
 	errCredentials = refusal.New("the credentials of the mesh are not in use: the ClientConn has others " +
 		"(grpc.WithTransportCredentials or grpc.WithCredentialsBundle after meshgrpc.DialOptions)")
+	errDialer = refusal.New("the dialer of the mesh is not in use: the ClientConn has another " +
+		"(grpc.WithContextDialer or grpc.WithDialer after meshgrpc.DialOptions; mesh.WithTransport takes a dialer)")
+	errInsecure = refusal.Because(status.Error(codes.Unauthenticated,
+		"the per-RPC credentials of the ClientConn require transport security, and the mesh calls the endpoint in plaintext"))
 	errStreamMirror = refusal.New("streams are not mirrored")
 	errMirrored     = refusal.New("the call was mirrored already, before it waited for an endpoint")
 	errEnded        = errors.New("the try is over")
@@ -50,6 +55,12 @@ func (closing) Unwrap() []error { return []error{grpc.ErrClientConnClosing, cont
 func (c *call) closed(err error) bool {
 	return grpcwire.Closed(err) && c.cc.GetState() == connectivity.Shutdown
 }
+
+// noHost is the error of a call whose target names no host.
+type noHost struct{ target string }
+
+func (e *noHost) Error() string   { return notTarget(e.target).Error() }
+func (e *noHost) Unwrap() []error { return []error{errTarget, engine.ErrNotInMesh} }
 
 // neverReady is the error of a wait-for-ready call that could not be sent before its context ended.
 type neverReady struct {

@@ -3,7 +3,6 @@ package meshgrpc
 import (
 	"context"
 	"encoding/base64"
-	"fmt"
 	"net/http"
 	"net/textproto"
 	"reflect"
@@ -38,7 +37,7 @@ func authority(cc *grpc.ClientConn) string {
 func checkTarget(target string) error {
 	if rest, ok := strings.CutPrefix(target, scheme+"://"); ok {
 		if host, ok := strings.CutPrefix(rest, "/"); !ok || host == "" {
-			return fmt.Errorf("%w, and not %q", errTarget, target)
+			return notTarget(target)
 		}
 		return nil
 	}
@@ -48,7 +47,7 @@ func checkTarget(target string) error {
 	// A colon without a port after it means a scheme with an opaque part, as in "dns:echo".
 	if _, rest, ok := strings.Cut(target, ":"); ok {
 		if _, err := strconv.ParseUint(rest, 10, 16); err != nil {
-			return fmt.Errorf("%w, and not %q", errTarget, target)
+			return notTarget(target)
 		}
 	}
 	return nil

@@ -17,9 +17,18 @@ type options struct {
 	encoding *grpcreplay.Encoding
 }
 
+// waits says whether a call waits until an endpoint is ready.
+type waits uint8
+
+const (
+	asConfigured waits = iota // as the service config says
+	yes
+	no
+)
+
 // read sets the fields of o. It returns the authority of the call, "" for that of the ClientConn, and whether the call waits until an endpoint
 // is ready.
-func (o *options) read(opts []grpc.CallOption) (authority string, waits bool) {
+func (o *options) read(opts []grpc.CallOption) (authority string, waits waits) {
 	o.tries, o.encoding = opts[:len(opts):len(opts)], grpcreplay.EncodingOf(opts)
 	own := false // some option is for the whole call, not for each try
 	for _, opt := range opts {
@@ -27,7 +36,9 @@ func (o *options) read(opts []grpc.CallOption) (authority string, waits bool) {
 		case grpc.HeaderCallOption, grpc.TrailerCallOption, grpc.PeerCallOption, grpc.OnFinishCallOption:
 			own = true
 		case grpc.FailFastCallOption:
-			waits = !opt.FailFast
+			if waits = yes; opt.FailFast {
+				waits = no
+			}
 		case grpc.AuthorityOverrideCallOption:
 			authority = opt.Authority
 		}
@@ -35,7 +46,7 @@ func (o *options) read(opts []grpc.CallOption) (authority string, waits bool) {
 	if own {
 		o.tries, o.results = grpcreplay.Split(make([]grpc.CallOption, 0, len(opts)+4), opts)
 	}
-	if waits {
+	if waits == yes {
 		o.tries = append(o.tries, grpc.WaitForReady(false)) // the call waits, not the try
 	}
 	return authority, waits

@@ -2,11 +2,15 @@ package meshgrpc
 
 import (
 	"errors"
+	"fmt"
 
 	"google.golang.org/grpc/resolver"
 )
 
 var errTarget = errors.New(`meshgrpc: a target of the mesh is "mesh:///host:port"`)
+
+// notTarget returns the error of a target that names no host of the mesh.
+func notTarget(target string) error { return fmt.Errorf("%w, and not %q", errTarget, target) }
 
 // resolverBuilder resolves targets with the scheme "mesh" to an empty list: the mesh chooses an endpoint for each call.
 type resolverBuilder struct{}

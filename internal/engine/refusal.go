@@ -12,7 +12,7 @@ import (
 // Refusals that a caller may want to tell apart.
 var (
 	ErrClosed        = refusal.New("the mesh is closed")
-	ErrNotInMesh     = refusal.New("host is not part of the mesh")
+	ErrNotInMesh     = refusal.New("host is not part of the mesh: neither a document, such as a ServiceEntry, nor discovery knows it")
 	ErrUnknownSubset = refusal.New("no DestinationRule defines the subset")
 )
 
