@@ -146,3 +146,19 @@ func TestServiceConfigThatWaits(t *testing.T) {
 		})
 	}
 }
+
+// A call of a method that a service does not have ends as without the mesh.
+func TestUnknownMethod(t *testing.T) {
+	leak.Check(t)
+	service := &grpctest.Service{Unary: grpctest.Echo}
+	bare := grpctest.Dial(t, grpctest.Serve(t, service))
+	ours := grpctest.Dial(t, grpctest.Serve(t, service, meshgrpc.ServerOptions(meshtest.New(t, ""))...))
+	const method = "/grpc.testing.TestService/None"
+	want := status.Convert(bare.Invoke(bounded(t), method, &grpctest.Request{}, &grpctest.Response{}))
+	if got := status.Convert(ours.Invoke(bounded(t), method, &grpctest.Request{}, &grpctest.Response{})); got.Code() != want.Code() || got.Message() != want.Message() {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if err := ours.Invoke(bounded(t), "/none", &grpctest.Request{}, &grpctest.Response{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("a method without a service: %v, want Unimplemented", err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -95,8 +96,9 @@ func connectionAge(m *mesh.Mesh) time.Duration {
 }
 
 func unknown(_ any, stream grpc.ServerStream) error {
-	method, _ := grpc.MethodFromServerStream(stream)
-	return status.Error(codes.Unimplemented, "unknown method "+method)
+	name, _ := grpc.MethodFromServerStream(stream)
+	slash := strings.LastIndexByte(name, '/')
+	return status.Errorf(codes.Unimplemented, "unknown method %s for service %s", name[slash+1:], strings.Trim(name[:slash+1], "/")) // as gRPC says it
 }
 
 // server has the interceptors and the TLS connections of a grpc.Server.
