@@ -288,6 +288,48 @@ func TestAlone_ListThatIsNone(t *testing.T) {
 	}
 }
 
+// TestAlone_ListOfOneKind: the answer of an API server, saved in a file, stands for its items, which need not repeat their kind.
+func TestAlone_ListOfOneKind(t *testing.T) {
+	const deny = "metadata: {name: x, namespace: shop}, spec: {action: DENY, rules: [{to: [{operation: {paths: [/private]}}]}]}"
+	for _, text := range []string{
+		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicyList, metadata: {resourceVersion: '7'}, items: [{" + deny + "}]}",
+		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicyList, items: [{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, " + deny + "}]}",
+		"{apiVersion: v1, kind: AuthorizationPolicyList, items: [{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, " + deny + "}]}",
+		"{apiVersion: example.com/v1, kind: BundleList, items: [{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, " + deny + "}]}",
+		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicyList, items: [{kind: , " + deny + "}]}",
+		"{apiVersion: v1, kind: List, items: [{apiVersion: security.istio.io/v1, kind: AuthorizationPolicyList, items: [{" + deny + "}]}]}",
+	} {
+		f := ofFile(t, text)
+		f.refused()
+		f.allows("/")
+		if f.asked("/private").Allowed {
+			t.Errorf("it denies nothing: %s\n%v", text, f.findings)
+		}
+		f.takesFile(strings.Replace(text, "action: DENY", "action: DENIED", 1)) // the last good version stays
+		f.refused("AuthorizationPolicy shop/x: last good")
+		f.allows("/")
+		if f.asked("/private").Allowed {
+			t.Errorf("the last good version denies nothing: %s\n%v", text, f.findings)
+		}
+		f.takesFile("# nothing\n")
+		f.allows("/private")
+	}
+	for _, text := range []string{
+		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicyList, items: [a, {" + deny + "}]}",
+		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicyList, item: [{" + deny + "}]}",
+		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicyList, items: {a: {" + deny + "}}}",
+		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicyList, items: [{kind: AuthPolicy, " + deny + "}]}",
+		"{apiVersion: security.istio.io/v9, kind: AuthorizationPolicyList, items: [{" + deny + "}]}",
+	} {
+		if f := ofFile(t, text); f.asked("/private").Allowed {
+			t.Errorf("it denies nothing: %s\n%v", text, f.findings)
+		}
+	}
+	f := ofFile(t, "{apiVersion: example.com/v1, kind: AllowList, items: [a, b]}") // no list of documents
+	f.refused()
+	f.allows("/")
+}
+
 // TestAlone_PeerAuthenticationIsForNoGateway: a PeerAuthentication has no targetRefs, so nothing says that it is about gateways alone.
 func TestAlone_PeerAuthenticationIsForNoGateway(t *testing.T) {
 	f := newFeed(t)

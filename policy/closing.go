@@ -78,15 +78,21 @@ func (c *compiler) denies(p *piece) bool {
 // unheardOf reports whether no API has the kind of a document, so that another one is meant.
 func (c *compiler) unheardOf(p *piece) bool {
 	state, _ := lookUp(c.apis, p.group, "", p.kind)
+	if p.Has("kind") && !p.Has("apiVersion") {
+		state = catalog.Unknown // rather than one of Kubernetes itself
+	}
 	return state == catalog.Unknown && c.apis[p.group].Kinds[p.kind] == catalog.Unknown && catalog.OfEntry(p.kind) == catalog.Unknown
 }
 
-// text returns the text of a document. That of an item of a List has its scalars alone. For what stands for several documents it is that of the
+// text returns the text of a document. That of an item of a List has its scalars alone, and the kinds of the Lists. For what stands for several documents it is that of the
 // whole source.
 func (c *compiler) text(p *piece) []byte {
 	text := p.Raw()
 	switch {
-	case p.InList() && text == nil:
+	case p.List() != nil && text == nil:
+		for list := p.List(); list != nil; list = list.List() { // it may be for documents of one kind
+			text = fmt.Appendf(text, "kind: %s\n", list.Text("kind"))
+		}
 		for key, value := range p.Scalars() {
 			text = fmt.Appendf(text, "%s: %s\n", key, value)
 		}

@@ -291,6 +291,9 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	if i := strings.LastIndexByte(version, '/'); i >= 0 {
 		r.group, version = version[:i], version[i+1:]
 	}
+	if c.isTypedList(doc, r) {
+		r.kind, r.group = "List", ""
+	}
 	switch {
 	case r.kind == "" && version == "" && kustomization(file):
 		doc.Warnf("", "a Kustomization has no meaning in-process: it is skipped")
@@ -304,7 +307,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	case version == "":
 		doc.Errorf("apiVersion", "missing: say which API the document belongs to, such as %s/v1", istio.Group)
 		return r
-	case r.kind == "List" && r.group == "":
+	case r.list():
 		if !doc.HasItems("items") {
 			doc.Errorf("items", "must be a list of documents")
 		}
@@ -332,6 +335,23 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	}
 	c.pruned(doc, r)
 	return r
+}
+
+// isTypedList reports whether a document is a list of documents of one kind, as an API server returns it.
+func (c *compiler) isTypedList(doc *yamldoc.Document, r *reading) bool {
+	kind, list := strings.CutSuffix(r.kind, "List")
+	if !list || kind == "" {
+		return false
+	}
+	if c.apis[r.group].Kinds[kind] != catalog.Unknown {
+		return true
+	}
+	for i := range doc.Len("items") { // a kind of others may have a name that ends like that of a list
+		if at := yamldoc.Index("items", i); doc.Has(at+".kind") || doc.Has(at+".metadata") {
+			return true
+		}
+	}
+	return false
 }
 
 // word returns an equal string that all documents share.

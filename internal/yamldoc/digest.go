@@ -199,7 +199,7 @@ func (d *Document) load() {
 	d.unread = false
 	if in := d.item; in != nil {
 		elements, _ := in.of.list(in.key)
-		d.root = target(elements[in.nth])
+		d.root = in.of.element(elements[in.nth])
 		return
 	}
 	c := chunk{data: d.text}
@@ -207,8 +207,13 @@ func (d *Document) load() {
 	d.root = c.root
 }
 
-// InList reports whether the document is an item of a List.
-func (d *Document) InList() bool { return d.item != nil }
+// List returns the List that the document is an item of, or nil.
+func (d *Document) List() *Document {
+	if d.item == nil {
+		return nil
+	}
+	return d.item.of
+}
 
 // Raw returns the text of the document in its stream, even if it cannot be parsed. It is nil for an item of a List, and for the document
 // that reports problems of several documents. For an item that is not an object, it has the scalars of the item.

@@ -145,10 +145,7 @@ func Empty(streams ...[]byte) bool {
 }
 
 func (d *Document) emptyList() bool {
-	if d.Text("kind") != "List" {
-		return false
-	}
-	return d.HasItems("items") && d.Len("items") == 0
+	return strings.HasSuffix(d.Text("kind"), "List") && d.HasItems("items") && d.Len("items") == 0
 }
 
 // run is one run of Parse. It counts what its streams have used of their common limits.

@@ -133,7 +133,7 @@ func FuzzParse_LosesNothing(f *testing.F) {
 		if fault := lost(data); fault != "" {
 			t.Errorf("%q: %s", data, fault)
 		}
-		if docs := yamldoc.Parse([]byte(data))[0]; yamldoc.Empty([]byte(data)) && len(docs) > 0 && docs[0].Text("kind") != "List" {
+		if docs := yamldoc.Parse([]byte(data))[0]; yamldoc.Empty([]byte(data)) && len(docs) > 0 && !strings.HasSuffix(docs[0].Text("kind"), "List") {
 			t.Errorf("%q is empty, and has %d documents", data, len(docs))
 		}
 	})

@@ -197,7 +197,8 @@ func (d *Document) Has(path string) bool {
 	return node != nil && !null(node)
 }
 
-// Items returns the elements of the list under a key of the document as separate documents.
+// Items returns the elements of the list under a key of the document as separate documents. If the kind of the document is that of its elements
+// with "List" at the end, elements without kind have that kind and, unless they have one, the apiVersion of the document, as with kubectl.
 func (d *Document) Items(key string) (items []*Document) {
 	elements, _ := d.list(key)
 	if d.depth >= maxDepth && elements != nil {
@@ -209,11 +210,48 @@ func (d *Document) Items(key string) (items []*Document) {
 			d.Errorf(key, "%s", message)
 			break
 		}
-		one := d.stream.document(target(node), int(d.offset))
-		one.depth, one.item, one.digest = d.depth+1, &item{d, key, i}, &Digest{sum: sumOf(node)}
+		element := d.element(node)
+		one := d.stream.document(element, int(d.offset))
+		one.depth, one.item, one.digest = d.depth+1, &item{d, key, i}, new(Digest)
+		if node.Kind != yaml.AliasNode { // what it stands for may be outside of it
+			one.digest.sum = sumOf(element)
+		}
 		items = append(items, one)
 	}
 	return items
+}
+
+// element returns an element of a list of the document, with what follows from the kind of the document. An API server, and whatever prints its
+// answers, omits that from the elements of a list of one kind.
+func (d *Document) element(node *yaml.Node) *yaml.Node {
+	node = target(node)
+	kind, list := strings.CutSuffix(d.Text("kind"), "List")
+	if !list || kind == "" || node.Kind != yaml.MappingNode {
+		return node
+	}
+	whole, versioned := *node, false
+	whole.Content = nil
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key, value := node.Content[i], node.Content[i+1]
+		switch versioned = versioned || key.Value == "apiVersion"; {
+		case key.Value != "kind":
+		case target(value).ShortTag() == "!!str" && target(value).Value != "":
+			return node
+		default:
+			continue
+		}
+		whole.Content = append(whole.Content, key, value)
+	}
+	add := func(key, value string) {
+		for _, text := range []string{key, value} {
+			whole.Content = append(whole.Content, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text, Line: node.Line, Column: node.Column})
+		}
+	}
+	add("kind", kind)
+	if version := d.Text("apiVersion"); version != "" && !versioned {
+		add("apiVersion", version)
+	}
+	return &whole
 }
 
 // Texts returns the scalars of the list at path.

@@ -289,6 +289,36 @@ func TestDocument_LineOf(t *testing.T) {
 	}
 }
 
+// TestDocument_ItemsOfOneKind: what an element of a list of one kind omits follows from the list, as with kubectl.
+func TestDocument_ItemsOfOneKind(t *testing.T) {
+	doc := yamldoc.Parse([]byte("kind: ThingList\napiVersion: a/v1\nitems:\n- {x: 1}\n- {kind: Other}\n- {apiVersion: b/v1}\n- {kind: }\n- &x {y: 2}\n- *x\n- 5\n"))[0][0]
+	items := doc.Items("items")
+	for i, want := range []struct{ kind, version, x string }{
+		{"Thing", "a/v1", "1"}, {"Other", "", ""}, {"Thing", "b/v1", ""}, {"Thing", "a/v1", ""}, {"Thing", "a/v1", ""}, {"Thing", "a/v1", ""}, {},
+	} {
+		kept := items[i].Kept().Restored(items[i].Digest()) // it is parsed again
+		for _, d := range []*yamldoc.Document{items[i], kept} {
+			if kind, version, x := d.Text("kind"), d.Text("apiVersion"), d.Text("x"); kind != want.kind || version != want.version || x != want.x {
+				t.Errorf("item %d: kind %q, apiVersion %q, x %q, want %+v", i, kind, version, x, want)
+			}
+		}
+		if _, own := items[i].Sum(); own != (i != 5) {
+			t.Errorf("item %d has a sum of its own: %v", i, own)
+		}
+	}
+	other := yamldoc.Parse([]byte("kind: ThatList\napiVersion: a/v1\nitems: [{x: 1}]"))[0][0].Items("items")[0]
+	a, _ := items[0].Sum()
+	if b, _ := other.Sum(); a == b {
+		t.Error("equal elements of lists of different kinds have the same sum")
+	}
+	if items := yamldoc.Parse([]byte("kind: List\napiVersion: v1\nitems: [{x: 1}]"))[0][0].Items("items"); items[0].Text("kind") != "" {
+		t.Error("an item of a List has got a kind")
+	}
+	if !yamldoc.Empty([]byte("{kind: ThingList, items: []}")) || yamldoc.Empty([]byte("{kind: ThingList, items: [{}]}")) || yamldoc.Empty([]byte("{kind: ThingList}")) {
+		t.Error("only a list without items is empty")
+	}
+}
+
 func TestDocument_Items(t *testing.T) {
 	doc := yamldoc.Parse([]byte("kind: List\nitems:\n- kind: a\n- 5\n- kid: b\n"))[0][0]
 	items, ok := doc.Items("items"), doc.HasItems("items")

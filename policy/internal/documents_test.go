@@ -528,7 +528,8 @@ const afterKinds = `
 Any other kind or version of these groups is an error, and so is any other group of Istio, Linkerd, SMI or Consul. Documents of groups
 of others, such as ` + "`cert-manager.io`" + `, are skipped with a warning; but a kind that is enforced or refused above has the wrong ` + "`apiVersion`" + `, which
 is an error. Kinds of the groups of Kubernetes
-itself (core, ` + "`apps`, `batch`, `autoscaling`, `policy`, `*.k8s.io`" + `) are skipped with a warning. A ` + "`List`" + ` stands for its items.
+itself (core, ` + "`apps`, `batch`, `autoscaling`, `policy`, `*.k8s.io`" + `) are skipped with a warning. A ` + "`List`" + `, or the
+list of one kind that an API server returns (` + "`VirtualServiceList`" + `), stands for its items.
 
 All kinds have the metadata of Kubernetes, of which name and namespace count:
 
