@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -147,9 +148,9 @@ func (c *compiler) serviceEntries() {
 				if alone && strings.HasPrefix(host, "*") {
 					p.below[se.is] = struct{}{}
 				}
-				if has, added := p.entries.add(host, se.is); !added && has != se.is && i < len(se.is.is.Spec.Hosts) {
+				if has, added := p.entries.add(host, se.is); !added && has != se.is {
 					first := c.of(has)
-					se.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
+					se.Warnf(se.is.is.At(i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
 						first.identity, host, first.file, first.Line)
 				}
 				p.name(host)
@@ -158,20 +159,28 @@ func (c *compiler) serviceEntries() {
 	}
 }
 
-// leaves reports whether an entry of another namespace leaves Services alone with its host i. If it does not, it gets a warning.
+// leaves reports whether an entry of another namespace leaves Services alone with its name i. If it does not, it gets a warning.
 func (c *compiler) leaves(se decoded[entry], i int, host string) bool {
 	const message = "has no effect in other namespaces than %s: "
-	p := c.plan
+	p, at := c.plan, se.is.is.At(i)
 	if service, known := p.serviceOf(host); known {
-		se.Warnf(yamldoc.Index("spec.hosts", i), message+"%s is a Service of Kubernetes", se.namespace, service)
+		se.Warnf(at, message+"%s is a Service of Kubernetes", se.namespace, service)
 		return false
 	}
 	if p.mayPlace(se.namespace, host) {
 		return true
 	}
-	se.Warnf(yamldoc.Index("spec.hosts", i), message+"%s may be a Service of Kubernetes in another one: move the entry to the namespace of the "+
-		"service, of its callers, or to %s", se.namespace, host, p.workload.RootNamespace)
+	what, of := "may be a Service of Kubernetes in another one", "of the service, of its callers"
+	if isAddress(host) {
+		what, of = "may be the address of a Service of Kubernetes or of a pod in another one", "of its callers"
+	}
+	se.Warnf(at, message+"%s %s: move the entry to the namespace %s, or to %s", se.namespace, host, what, of, p.workload.RootNamespace)
 	return false
+}
+
+func isAddress(host string) bool {
+	_, err := netip.ParseAddr(host)
+	return err == nil
 }
 
 // serviceOf returns the full name of the Service of Kubernetes that a host of a ServiceEntry would take over, if a document says that there is one.
@@ -190,12 +199,16 @@ func (p *Plan) serviceOf(host string) (service string, known bool) {
 }
 
 // mayPlace reports whether ServiceEntries of a namespace may say where a host is that may be a Service of Kubernetes, or several, to callers in
-// others. As in Istio, Services count rather than they do; but which Services there are is known only of some namespaces.
+// others. As in Istio, Services count rather than they do; but which Services there are is known only of some namespaces, and which addresses
+// Services and pods have is not known at all.
 func (p *Plan) mayPlace(namespace, host string) bool {
 	services := ".svc." + p.workload.ClusterDomain
 	end, wild := strings.CutPrefix(host, "*")
-	if namespace == p.workload.RootNamespace || wild && end == "" {
+	switch {
+	case namespace == p.workload.RootNamespace || wild && end == "":
 		return true
+	case isAddress(host):
+		return false
 	}
 	if of, in := strings.CutSuffix(end, services); in {
 		return of[strings.LastIndexByte(of, '.')+1:] == namespace

@@ -102,3 +102,56 @@ func TestRefusedEntriesForServicesOfOthers(t *testing.T) {
 		}
 	}
 }
+
+// TestEntriesForAddressesOfOthers: nor can it take over an address, which may be that of a Service or of a pod.
+func TestEntriesForAddressesOfOthers(t *testing.T) {
+	const spec = "{hosts: [db.example.com], addresses: [192.0.2.0/24, %s], location: MESH_INTERNAL, ports: [{number: 80, name: http}], resolution: STATIC, endpoints: [{address: 10.6.6.6}]}"
+	for _, tt := range []struct {
+		address, called, namespace string
+		alone, want                bool
+	}{
+		{"10.96.0.5", "10.96.0.5", "other", true, false},
+		{"10.96.0.5/32", "10.96.0.5", "other", true, false},
+		{"'fd00::5'", "[fd00::5]:80", "other", true, false},
+		{"'::ffff:10.96.0.5'", "10.96.0.5", "other", true, false},
+		{"10.96.0.5", "10.96.0.5", "default", true, true},
+		{"10.96.0.5", "10.96.0.5", "istio-system", true, true},
+		{"10.96.0.5", "10.96.0.5", "other", false, true}, // in a folder it may be meant
+		{"'::ffff:10.96.0.5'", "10.96.0.5", "default", true, true},
+	} {
+		entry := object{kind: "ServiceEntry", namespace: tt.namespace, name: "db", uid: 1, spec: fmt.Sprintf(spec, tt.address)}.source()
+		entry.Alone = tt.alone
+		plan, findings := policy.Compile([]policy.Source{entry}, workload)
+		if plan == nil {
+			t.Fatal(findings)
+		}
+		h := plan.Host(tt.called)
+		if got := h.Entry != nil; got != tt.want || h.Known != tt.want {
+			t.Errorf("an entry of %s has the address %s, alone %v: %v (known %v), want %v", tt.namespace, tt.address, tt.alone, got, h.Known, tt.want)
+		}
+		if warned := strings.Contains(findings.Error(), "spec.addresses[1]: warning: has no effect in other namespaces than other"); warned == tt.want {
+			t.Errorf("an entry of %s for %s, alone %v: findings %v", tt.namespace, tt.address, tt.alone, findings)
+		}
+		if plan.Host("db.example.com").Entry == nil {
+			t.Errorf("an entry of %s for %s has lost its host", tt.namespace, tt.address)
+		}
+	}
+}
+
+// TestEntriesWithOneAddress: the first of two entries with the same address counts, and the other one says so.
+func TestEntriesWithOneAddress(t *testing.T) {
+	const entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: %[1]s}\n" +
+		"spec: {hosts: [%[1]s.example.com], addresses: [192.0.2.0/24, 192.0.2.7], location: MESH_EXTERNAL, ports: [{number: 80, name: http}], resolution: DNS}\n"
+	plan, findings := policy.Compile([]policy.Source{{Name: "x.yaml", Data: fmt.Appendf(nil, strings.ReplaceAll(entry, "192.0.2.0/24, ", "")+"---\n"+
+		strings.ReplaceAll(strings.ReplaceAll(entry, "[1]", "[2]"), "DNS", "NONE"), "a", "b")}}, workload)
+	if plan == nil {
+		t.Fatal(findings)
+	}
+	if e := plan.Host("192.0.2.7").Entry; e == nil || e.Document != "ServiceEntry default/a" {
+		t.Errorf("the address is one of %+v, want ServiceEntry default/a", e)
+	}
+	const want = "spec.addresses[1]: warning: has no effect: ServiceEntry default/a claims 192.0.2.7 already (x.yaml:1), and the first one counts"
+	if !strings.Contains(findings.Error(), want) {
+		t.Errorf("findings %v, want %q", findings, want)
+	}
+}

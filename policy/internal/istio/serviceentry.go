@@ -65,10 +65,27 @@ func (se *ServiceEntry) Names() []string {
 	}
 	for _, address := range se.Spec.Addresses {
 		if ip, ok := singleIP(address); ok {
-			names = append(names, ip.String())
+			names = append(names, ip.Unmap().String())
 		}
 	}
 	return names
+}
+
+// At returns the path of the field with a name, by its index among [ServiceEntry.Names].
+func (se *ServiceEntry) At(name int) string {
+	if name -= len(se.Spec.Hosts); name < 0 {
+		return yamldoc.Index("spec.hosts", name+len(se.Spec.Hosts))
+	}
+	for i, address := range se.Spec.Addresses {
+		if _, ok := singleIP(address); !ok {
+			continue
+		}
+		if name == 0 {
+			return yamldoc.Index("spec.addresses", i)
+		}
+		name--
+	}
+	return "spec.addresses"
 }
 
 // singleIP parses an address, or a network with a single address.
