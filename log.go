@@ -73,8 +73,20 @@ func (j *journal) begin() {
 	j.mu.Unlock()
 }
 
-// mostWarnings bounds the warnings that are logged per load.
-const mostWarnings = 50
+// mostWarnings bounds the warnings that are logged per load, and mostErrors the errors of a load that is refused.
+const (
+	mostWarnings = 50
+	mostErrors   = 20
+)
+
+// briefly returns an error that names only the first of many findings, and counts the others.
+func briefly(err error) error {
+	var findings policy.Findings
+	if !errors.As(err, &findings) || len(findings) <= mostErrors {
+		return err
+	}
+	return fmt.Errorf("%w\nand %d more, see mesh check", findings[:mostErrors], len(findings)-mostErrors)
+}
 
 func (j *journal) policyLoad(load PolicyLoad) {
 	if load.remark {
@@ -106,7 +118,7 @@ func (j *journal) policyLoad(load PolicyLoad) {
 	}
 	switch {
 	case load.Err != nil && begun:
-		log.Error("mesh: documents are refused, the last good ones stay in force", "load", load.Number, "version", load.Version, "error", load.Err)
+		log.Error("mesh: documents are refused, the last good ones stay in force", "load", load.Number, "version", load.Version, "error", briefly(load.Err))
 	case again:
 		log.Info("mesh: the documents are good again, and in force", "load", load.Number, "version", load.Version)
 	}

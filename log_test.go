@@ -111,6 +111,34 @@ func TestLog_Documents(t *testing.T) {
 	}
 }
 
+// TestLog_ManyErrorsAreCounted: one line names the first errors of a load.
+func TestLog_ManyErrorsAreCounted(t *testing.T) {
+	var r record
+	m, err := mesh.New(t.Context(), mesh.WithLogger(r.logger()), mesh.WithEmptyPolicy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	for _, n := range []int{20, 21, 900} {
+		var text strings.Builder
+		for i := range n {
+			fmt.Fprintf(&text, "%s---\n", strings.Replace(broken, "name: web", fmt.Sprintf("name: web%d", i), 1))
+		}
+		err = m.Apply(policy.Source{Name: "x.yaml", Data: []byte(text.String())})
+		var all policy.Findings
+		if !errors.As(err, &all) || len(all) != n {
+			t.Errorf("Apply returns %d errors, want %d", len(all), n)
+		}
+		log := r.take()
+		if got := strings.Count(log, "spec.htp: error"); got != min(n, 20) {
+			t.Errorf("%d of %d errors are logged", got, n)
+		}
+		if more := fmt.Sprintf("and %d more", n-20); strings.Contains(log, more) != (n > 20) {
+			t.Errorf("of %d errors, the log says %s", n, log[max(0, len(log)-200):])
+		}
+	}
+}
+
 // TestLog_NewReturnsItsErrors: an error that New returns is not logged as well.
 func TestLog_NewReturnsItsErrors(t *testing.T) {
 	r := new(record)
