@@ -373,6 +373,42 @@ func TestPortsOfEntries(t *testing.T) {
 	}
 }
 
+// TestPortsOfEntries_Missing warns of destinations without a port that get requests to a port that their entry does not have.
+func TestPortsOfEntries_Missing(t *testing.T) {
+	const entry = "\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: db}\nspec: {hosts: [db.example, '*.db.example'], location: MESH_EXTERNAL, " +
+		"resolution: STATIC, ports: [{number: 8080, name: a, protocol: HTTP}, {number: 9090, name: b, protocol: HTTP}], endpoints: [{address: 10.0.0.1}]}"
+	const service = "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: %d}]}"
+	missing := func(at string, port int) string {
+		return fmt.Sprintf("%s.port: missing, so that it is the port of the request: ServiceEntry default/db has no port %[2]d, it has 8080, 9090: requests to port %[2]d fail", at, port)
+	}
+	const first = "spec.http[0].route[0].destination"
+	one := "\n---\n" + strings.Replace(strings.TrimPrefix(entry, "\n---\n"), "{number: 9090, name: b, protocol: HTTP}", "", 1)
+	for _, tt := range []struct{ documents, http, want string }{
+		{entry, "{route: [{destination: {host: db.example}}]}", missing(first, 80)},
+		{entry + fmt.Sprintf(service, 7070), "{route: [{destination: {host: x.db.example}}]}", missing(first, 7070)},
+		{entry + fmt.Sprintf(service, 8080), "{route: [{destination: {host: db.example}}]}", ""},
+		{entry, "{route: [{destination: {host: db.example, port: {number: 9090}}}]}", ""},
+		{entry, "{match: [{port: 8080}], route: [{destination: {host: db.example}}]}", ""},
+		{entry, "{match: [{port: 8080}, {port: 81}], route: [{destination: {host: db.example}}]}", missing(first, 81)},
+		{entry, "{match: [{port: 8080}, {uri: {exact: /}}], route: [{destination: {host: db.example}}]}", missing(first, 80)},
+		{entry, "{route: [{destination: {host: b}}], mirror: {host: db.example}}", missing("spec.http[0].mirror", 80)},
+		{one, "{route: [{destination: {host: db.example}}]}", ""},
+		{one, "{route: [{destination: {host: x.db.example}}]}", strings.Replace(missing(first, 80), "8080, 9090", "8080", 1)},
+	} {
+		_, findings := compiled(t, tt.documents+virtualService("a", "{hosts: [a], http: ["+tt.http+"]}"))
+		got := ""
+		for _, f := range findings {
+			got += f.Field + ": " + f.Message
+		}
+		if got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.http, got, tt.want)
+		}
+	}
+	if _, findings := compiled(t, entry+virtualService("a", "{hosts: [db.example], http: [{route: [{destination: {host: db.example}}]}]}")); len(findings) > 0 {
+		t.Errorf("a route of the entry's own host: %v", findings)
+	}
+}
+
 // TestEntriesWithoutLocation warns of entries that are probably part of the mesh.
 func TestEntriesWithoutLocation(t *testing.T) {
 	entry := func(spec string) string {

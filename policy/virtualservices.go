@@ -227,6 +227,9 @@ func (c *compiler) subsets() {
 		return nil
 	}
 	for _, vs := range c.virtual {
+		if vs.is.visible && !vs.atGateways() {
+			c.withoutPort(vs)
+		}
 		if !vs.is.visible || vs.atGateways() || !slices.ContainsFunc(vs.is.targets, func(t route.Target) bool {
 			return t.Port == 0 && lacks(t) || t.Port != 0 && port(t) != nil
 		}) {
@@ -245,4 +248,57 @@ func (c *compiler) subsets() {
 			}
 		}
 	}
+}
+
+// withoutPort warns about destinations without a port, to whose ServiceEntry some requests go with a port that it does not have. Such a destination
+// gets requests with the port that the caller dialled, unless the entry has a single one.
+func (c *compiler) withoutPort(vs decoded[virtual]) {
+	p := c.plan
+	several := func(host string) *entry {
+		host = p.canonical(host)
+		if e := p.entry(host); e != nil && p.onlyPort(host) == 0 && len(e.numbers) > 0 {
+			return e
+		}
+		return nil
+	}
+	if vs.is.leaf || !slices.ContainsFunc(vs.is.leads, func(host string) bool { return several(host) != nil }) {
+		return
+	}
+	spec := &vs.is.get().Spec
+	for i := range spec.HTTP {
+		r := &spec.HTTP[i]
+		if r.AtGateways() {
+			continue
+		}
+		for d, at := range r.Destinations(yamldoc.Index("spec.http", i)) {
+			host := istio.Resolve(d.Host, vs.namespace, p.workload.ClusterDomain)
+			e := several(host)
+			if d.Port != nil || e == nil || slices.Contains(vs.is.hosts, host) && r.Ports() == nil {
+				continue
+			}
+			ports := r.Ports()
+			if ports == nil {
+				ports = p.portsOf(vs.is.hosts)
+			}
+			for _, port := range ports {
+				if err := e.of(host).CheckPort(port); err != nil {
+					vs.Warnf(at+".port", "missing, so that it is the port of the request: %v: requests to port %d fail", err, port)
+					break
+				}
+			}
+		}
+	}
+}
+
+// portsOf returns the ports that requests to some hosts may have. It is that of HTTP if no document has the ports of any.
+func (p *Plan) portsOf(hosts []string) (ports []int) {
+	for _, host := range hosts {
+		for _, port := range p.servicePorts(p.canonical(host)) {
+			ports = addTo(ports, port.number)
+		}
+	}
+	if ports == nil {
+		return []int{80}
+	}
+	return ports
 }

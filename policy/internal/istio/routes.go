@@ -151,25 +151,48 @@ func (r *HTTPRoute) mirrors() []HTTPMirrorPolicy {
 func (vs *VirtualService) Destinations() iter.Seq2[*Destination, string] {
 	return func(yield func(*Destination, string) bool) {
 		for i := range vs.Spec.HTTP {
-			r, at := &vs.Spec.HTTP[i], yamldoc.Index("spec.http", i)
+			r := &vs.Spec.HTTP[i]
 			if r.AtGateways() {
 				continue
 			}
-			for j := range r.Route {
-				if d := r.Route[j].Destination; d != nil && !yield(d, yamldoc.Index(at+".route", j)+".destination") {
-					return
-				}
-			}
-			if r.Mirror != nil && !yield(r.Mirror, at+".mirror") {
-				return
-			}
-			for j := range r.Mirrors {
-				if d := r.Mirrors[j].Destination; d != nil && !yield(d, yamldoc.Index(at+".mirrors", j)+".destination") {
+			for d, at := range r.Destinations(yamldoc.Index("spec.http", i)) {
+				if !yield(d, at) {
 					return
 				}
 			}
 		}
 	}
+}
+
+// Destinations yields the destinations of the route at a path, including those of mirrors, with their field paths.
+func (r *HTTPRoute) Destinations(at string) iter.Seq2[*Destination, string] {
+	return func(yield func(*Destination, string) bool) {
+		for j := range r.Route {
+			if d := r.Route[j].Destination; d != nil && !yield(d, yamldoc.Index(at+".route", j)+".destination") {
+				return
+			}
+		}
+		if r.Mirror != nil && !yield(r.Mirror, at+".mirror") {
+			return
+		}
+		for j := range r.Mirrors {
+			if d := r.Mirrors[j].Destination; d != nil && !yield(d, yamldoc.Index(at+".mirrors", j)+".destination") {
+				return
+			}
+		}
+	}
+}
+
+// Ports returns the ports that the matches of the route name. It returns nil if one of them takes requests to any port.
+func (r *HTTPRoute) Ports() (ports []int) {
+	for i := range r.Match {
+		port := r.Match[i].Port
+		if port == nil || *port == 0 {
+			return nil
+		}
+		ports = append(ports, int(*port))
+	}
+	return ports
 }
 
 // Applies reports whether any route is about the requests of a workload to a port; port 0 means any port. If none is, Istio ignores the
