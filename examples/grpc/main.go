@@ -21,7 +21,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -38,10 +37,10 @@ func main() {
 	// A limit for the case that something hangs. Nothing here takes nearly as long.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	s := &story{asked: true}
-	s.traffic(ctx)
-	s.security(ctx)
-	if !s.asked {
+	r := &report{matched: true}
+	traffic(ctx, r)
+	security(ctx, r)
+	if !r.matched {
 		fmt.Println("Something DID NOT MATCH the documents.")
 		os.Exit(1)
 	}
@@ -49,17 +48,17 @@ func main() {
 }
 
 // traffic shows routes, retries, ejection and faults.
-func (s *story) traffic(ctx context.Context) {
+func traffic(ctx context.Context, r *report) {
+	var running servers
+	defer running.stop()
+	bad := &catalog{version: "v1", fails: true}
 	var registry discovery.Memory
-	bad := new(server)
-	bad.failing.Store(true)
-	endpoints := []discovery.Endpoint{
-		labelled("v1", new(server).start(nil, "v1")),
-		labelled("v1", new(server).start(nil, "v1")),
-		labelled("v1", bad.start(nil, "v1")),
-		labelled("v2", new(server).start(nil, "v2")),
-	}
-	registry.Set("catalog", endpoints...)
+	registry.Set("catalog",
+		labelled("v1", running.start(nil, &catalog{version: "v1"})),
+		labelled("v1", running.start(nil, &catalog{version: "v1"})),
+		labelled("v1", running.start(nil, bad)),
+		labelled("v2", running.start(nil, &catalog{version: "v2"})),
+	)
 	m := newMesh(ctx, "catalog.yaml", mesh.WithDiscovery(&registry))
 	defer m.Close()
 
@@ -76,9 +75,9 @@ func (s *story) traffic(ctx context.Context) {
 	for range calls {
 		answers[check(ctx, client)]++
 	}
-	s.tell("500 calls: 80% to v1, 20% to v2", answers["v1"] > 350 && answers["v2"] > 50 && answers["v1"]+answers["v2"] == calls,
+	r.row("500 calls: 80% to v1, 20% to v2", answers["v1"] > 350 && answers["v2"] > 50 && answers["v1"]+answers["v2"] == calls,
 		fmt.Sprintf("v1 %d, v2 %d, failed %d", answers["v1"], answers["v2"], calls-answers["v1"]-answers["v2"]))
-	s.tell("one endpoint of v1 fails: ejected after 5", bad.calls.Load() == 5, fmt.Sprintf("it got %d calls", bad.calls.Load()))
+	r.row("one endpoint of v1 fails: ejected after 5", bad.calls.Load() == 5, fmt.Sprintf("it got %d calls", bad.calls.Load()))
 
 	testers := 0
 	for range 50 {
@@ -86,22 +85,22 @@ func (s *story) traffic(ctx context.Context) {
 			testers++
 		}
 	}
-	s.tell("50 calls of testers: all to v2", testers == 50, fmt.Sprintf("%d to v2", testers))
+	r.row("50 calls of testers: all to v2", testers == 50, fmt.Sprintf("%d to v2", testers))
 
 	_, err = client.Check(metadata.AppendToOutgoingContext(ctx, "x-purpose", "search"), &grpc_health_v1.HealthCheckRequest{})
-	s.tell("a search: aborted", status.Code(err) == codes.ResourceExhausted, status.Code(err).String())
+	r.row("a search: aborted", status.Code(err) == codes.ResourceExhausted, status.Code(err).String())
 
 	watch, err := client.Watch(ctx, &grpc_health_v1.HealthCheckRequest{})
 	if err != nil {
 		log.Fatal(err)
 	}
 	update, err := watch.Recv()
-	s.tell("a stream: to an endpoint that answers", err == nil && update.Status == grpc_health_v1.HealthCheckResponse_SERVING,
+	r.row("a stream: to an endpoint that answers", err == nil && update.Status == grpc_health_v1.HealthCheckResponse_SERVING,
 		fmt.Sprint(update.GetStatus()))
 }
 
 // security shows who may call what.
-func (s *story) security(ctx context.Context) {
+func security(ctx context.Context, r *report) {
 	ca, err := tlsid.NewDevCA("cluster.local")
 	if err != nil {
 		log.Fatal(err)
@@ -111,36 +110,27 @@ func (s *story) security(ctx context.Context) {
 		return newMesh(ctx, "security.yaml", mesh.WithDiscovery(&registry), mesh.WithIdentity(ca.Source("default", account)),
 			mesh.WithWorkload(policy.Workload{Labels: map[string]string{"app": account}}))
 	}
-	catalog := member("catalog")
-	defer catalog.Close()
-	at := new(server).start(catalog, "v1")
+	own := member("catalog")
+	defer own.Close()
+	var running servers
+	defer running.stop() // before the mesh is closed
+	at := running.start(own, &catalog{version: "v1"})
 	at.ServiceAccount = "catalog"
 	registry.Set("catalog", at)
 
 	for _, test := range []struct {
-		account     string
-		check, live codes.Code
+		account      string
+		check, watch codes.Code
 	}{
 		{"shop", codes.OK, codes.PermissionDenied},
 		{"admin", codes.OK, codes.OK},
 		{"visitor", codes.PermissionDenied, codes.PermissionDenied},
 	} {
 		m := member(test.account)
-		conn, err := grpc.NewClient("mesh:///catalog", meshgrpc.DialOptions(m)...)
-		if err != nil {
-			log.Fatal(err)
-		}
-		client := grpc_health_v1.NewHealthClient(conn)
-		_, checked := client.Check(ctx, &grpc_health_v1.HealthCheckRequest{})
-		watch, watched := client.Watch(ctx, &grpc_health_v1.HealthCheckRequest{})
-		if watched == nil {
-			_, watched = watch.Recv()
-		}
-		s.tell(fmt.Sprintf("%s: Check %v, Watch %v", test.account, test.check, test.live),
-			status.Code(checked) == test.check && status.Code(watched) == test.live,
-			fmt.Sprintf("%v, %v", status.Code(checked), status.Code(watched)))
-		conn.Close()
+		checked, watched := checkAndWatch(ctx, m)
 		m.Close()
+		r.row(fmt.Sprintf("%s: Check %v, Watch %v", test.account, test.check, test.watch), checked == test.check && watched == test.watch,
+			fmt.Sprintf("%v, %v", checked, watched))
 	}
 
 	// A client without the mesh has no certificate.
@@ -150,7 +140,23 @@ func (s *story) security(ctx context.Context) {
 	}
 	defer stranger.Close()
 	_, err = grpc_health_v1.NewHealthClient(stranger).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
-	s.tell("a stranger, in plaintext: cut off", status.Code(err) == codes.Unavailable, status.Code(err).String())
+	r.row("a stranger, in plaintext: cut off", status.Code(err) == codes.Unavailable, status.Code(err).String())
+}
+
+// checkAndWatch makes a call and a stream as a member of the mesh, and returns how they ended.
+func checkAndWatch(ctx context.Context, m *mesh.Mesh) (check, watch codes.Code) {
+	conn, err := grpc.NewClient("mesh:///catalog", meshgrpc.DialOptions(m)...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	client := grpc_health_v1.NewHealthClient(conn)
+	_, checked := client.Check(ctx, &grpc_health_v1.HealthCheckRequest{})
+	stream, watched := client.Watch(ctx, &grpc_health_v1.HealthCheckRequest{})
+	if watched == nil {
+		_, watched = stream.Recv()
+	}
+	return status.Code(checked), status.Code(watched)
 }
 
 // check makes a call and returns the version that answered, or the status.
@@ -163,17 +169,40 @@ func check(ctx context.Context, client grpc_health_v1.HealthClient) string {
 	return header["x-version"][0]
 }
 
-// server is a server of the health service. It runs as long as the program.
-type server struct {
-	*health.Server
+// catalog is the service.
+type catalog struct {
+	grpc_health_v1.UnimplementedHealthServer
 	version string
-	failing atomic.Bool
+	fails   bool
 	calls   atomic.Int64
 }
 
-// start starts the server, behind the inbound side of m if that is not nil.
-func (s *server) start(m *mesh.Mesh, version string) discovery.Endpoint {
-	s.Server, s.version = health.NewServer(), version
+// Check implements the service.
+func (c *catalog) Check(ctx context.Context, _ *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+	c.calls.Add(1)
+	if c.fails {
+		return nil, status.Error(codes.Unavailable, "this server always fails")
+	}
+	if err := grpc.SetHeader(ctx, metadata.Pairs("x-version", c.version)); err != nil {
+		return nil, err
+	}
+	return &grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_SERVING}, nil
+}
+
+// Watch implements the service.
+func (c *catalog) Watch(_ *grpc_health_v1.HealthCheckRequest, stream grpc_health_v1.Health_WatchServer) error {
+	if err := stream.Send(&grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_SERVING}); err != nil {
+		return err
+	}
+	<-stream.Context().Done() // nothing changes
+	return stream.Context().Err()
+}
+
+// servers are the gRPC servers that run.
+type servers []*grpc.Server
+
+// start serves c on 127.0.0.1, behind the inbound side of m if that is not nil.
+func (s *servers) start(m *mesh.Mesh, c *catalog) discovery.Endpoint {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		log.Fatal(err)
@@ -184,26 +213,26 @@ func (s *server) start(m *mesh.Mesh, version string) discovery.Endpoint {
 		listener, options = m.Listen(listener), meshgrpc.ServerOptions(m)
 	}
 	srv := grpc.NewServer(options...)
-	grpc_health_v1.RegisterHealthServer(srv, s)
-	go func() { log.Fatal(srv.Serve(listener)) }()
+	grpc_health_v1.RegisterHealthServer(srv, c)
+	go func() {
+		if err := srv.Serve(listener); err != nil {
+			log.Fatal(err)
+		}
+	}()
+	*s = append(*s, srv)
 	return discovery.Endpoint{Address: "127.0.0.1", Port: port}
+}
+
+// stop waits for the calls that are in flight, and stops the servers.
+func (s *servers) stop() {
+	for _, srv := range *s {
+		srv.GracefulStop()
+	}
 }
 
 func labelled(version string, e discovery.Endpoint) discovery.Endpoint {
 	e.Labels = map[string]string{"version": version}
 	return e
-}
-
-// Check implements the service.
-func (s *server) Check(ctx context.Context, in *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
-	s.calls.Add(1)
-	if s.failing.Load() {
-		return nil, status.Error(codes.Unavailable, "this server always fails")
-	}
-	if err := grpc.SetHeader(ctx, metadata.Pairs("x-version", s.version)); err != nil {
-		return nil, err
-	}
-	return s.Server.Check(ctx, in)
 }
 
 //go:embed mesh.d
@@ -221,21 +250,21 @@ func newMesh(ctx context.Context, file string, options ...mesh.Option) *mesh.Mes
 	return m
 }
 
-// story prints the results.
-type story struct {
-	told  bool // there was a row
-	asked bool // everything was as the documents specify, so far
+// report prints a table.
+type report struct {
+	begun   bool // it has a heading
+	matched bool // everything that was measured is as the documents specify
 }
 
-// tell prints what the documents specify and what was measured.
-func (s *story) tell(what string, asked bool, measured string) {
-	if !s.told {
+// row prints what the documents specify and what was measured.
+func (r *report) row(specified string, matched bool, measured string) {
+	if !r.begun {
 		fmt.Printf("   %-56s %s\n", "specified", "measured")
-		s.told = true
+		r.begun = true
 	}
 	mark := "  "
-	if !asked {
-		mark, s.asked = "! ", false
+	if !matched {
+		mark, r.matched = "! ", false
 	}
-	fmt.Printf(" %s%-56s %s\n", mark, what, measured)
+	fmt.Printf(" %s%-56s %s\n", mark, specified, measured)
 }
