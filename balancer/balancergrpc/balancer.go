@@ -35,13 +35,11 @@ type connector struct {
 	picker  *picker
 }
 
-var errForeignResolver = errors.New("balancergrpc: " + name + " works only with the options of a balancergrpc.Client")
-
 // UpdateClientConnState implements balancer.Balancer.
 func (c *connector) UpdateClientConnState(state grpcbalancer.ClientConnState) error {
 	s, _ := state.ResolverState.Attributes.Value(serviceKey{}).(*service)
 	if s == nil {
-		c.fail(errForeignResolver)
+		c.fail(errTarget)
 		return grpcbalancer.ErrBadResolverState
 	}
 	s.seen.Store(true)

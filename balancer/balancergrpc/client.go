@@ -1,8 +1,15 @@
 // Package balancergrpc spreads the calls of a grpc.ClientConn over the endpoints of a service.
 //
 // [Client] finds the endpoints with a discovery.Resolver, keeps a connection to each of them, and picks with the algorithms
-// of package balancer. gRPC knows balancers only by a name in a global table, so a program calls [Register] when it starts.
-// The state of each client is nevertheless its own: only the code is shared.
+// of package balancer:
+//
+//	balancergrpc.Register() // once in a program, before the first grpc.ClientConn
+//
+//	c := &balancergrpc.Client{Resolver: resolver}
+//	conn, err := grpc.NewClient("discovery:///user-service:8080", append(c.DialOptions(), credentials)...)
+//
+// gRPC knows balancers only by a name in a global table: hence [Register]. The state of each client is nevertheless its own: only the
+// code is shared.
 package balancergrpc
 
 import (
@@ -25,6 +32,8 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 )
 
+var errTarget = errors.New(`balancergrpc: the target of a ClientConn with the options of a Client is "discovery:///host:port"`)
+
 const (
 	// scheme is the scheme of a Client's targets: "discovery:///user-service:8080".
 	scheme = "discovery"
@@ -37,15 +46,13 @@ const (
 
 // Register makes the balancer known to gRPC. A program calls it once, from main or an init function, before it makes a
 // grpc.ClientConn: gRPC's table of balancers is not safe for concurrent use. Without it, grpc.NewClient with the options of
-// a [Client] fails.
+// a [Client] fails: "no supported policies found in config".
 func Register() {
 	grpcbalancer.Register(builder{})
 }
 
-// Client balances the calls of grpc.ClientConns made with its DialOptions. It is used as a literal:
-//
-//	c := &balancergrpc.Client{Resolver: resolver}
-//	conn, err := grpc.NewClient("discovery:///user-service:8080", append(c.DialOptions(), credentials)...)
+// Client balances the calls of grpc.ClientConns made with its DialOptions, whose targets are "discovery:///host:port". It is used as
+// a literal, as in the package comment.
 //
 // The port of the target is the port of the service; endpoints may map it to another. The authority, and with TLS the name
 // to verify, stay the service's. A ClientConn keeps connected to all its endpoints; calls go only to those whose connection
@@ -170,7 +177,7 @@ func splitTarget(endpoint string) (host string, port int, err error) {
 		}
 	}
 	if host == "" {
-		return "", 0, fmt.Errorf("balancergrpc: target %q names no service", endpoint)
+		return "", 0, errTarget
 	}
 	return strings.ToLower(strings.TrimSuffix(host, ".")), port, nil
 }

@@ -376,6 +376,16 @@ func TestResolverErrors(t *testing.T) {
 	}
 }
 
+// A target with another scheme names no service of a Client, and nor does one whose service is where an authority would be.
+func TestTargetOfAClient(t *testing.T) {
+	c := &balancergrpc.Client{Resolver: discovery.Static{"user-service": {{Address: "127.0.0.1", Port: 1}}}}
+	for _, target := range []string{"user-service:80", "dns:///127.0.0.1:80", "passthrough:///user-service", "discovery://user-service"} {
+		if err := call(t.Context(), grpctest.NewClient(grpctest.Dial(t, target, c.DialOptions()...))); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), `"discovery:///host:port"`) {
+			t.Errorf("%s: %v, want the form of a target", target, err)
+		}
+	}
+}
+
 func TestInvalidClient(t *testing.T) {
 	for name, c := range map[string]*balancergrpc.Client{
 		"no resolver": {},

@@ -5,6 +5,12 @@
 // retry.On says what is retried, with Envoy's meaning: a status counts only in a trailers-only reply; once response headers
 // have come, the caller gets the reply. If the server sets grpc-retry-pushback-ms, that has the last word. A retry carries
 // grpc-previous-rpc-attempts.
+//
+// With the other layers, the options of a grpc.ClientConn are given in the order in which a call meets the layers. Those after the
+// retries meet each try:
+//
+//	options := slices.Concat(traces.DialOptions(), balancing.DialOptions(), timeouts.DialOptions(), faults.DialOptions(),
+//		retries.DialOptions(), limits.DialOptions(), circuits.DialOptions())
 package retrygrpc
 
 import (

@@ -61,8 +61,13 @@ func codeOf(err error) codes.Code {
 	return codes.Internal
 }
 
-// Client bounds the calls of the grpc.ClientConns that are created with its DialOptions. The zero Client has no limits. A Client is safe
-// for concurrent use; its fields must not be changed after the first call, and it must not be copied.
+// Client bounds the calls of the grpc.ClientConns that are created with its DialOptions. It is used as a literal:
+//
+//	limits := &limitgrpc.Client{Pool: limit.PoolConfig{MaxRequests: 100}}
+//	conn, err := grpc.NewClient(target, append(limits.DialOptions(), credentials)...)
+//
+// If its options come after those of retries, each try counts as a call, as in Envoy. The zero Client has no limits. A Client is safe for
+// concurrent use; its fields must not be changed after the first call, and it must not be copied.
 type Client struct {
 	// Pool bounds the calls in flight by MaxRequests. If any other field is set, or Rate is invalid, every call fails. A stream is in
 	// flight until it ends.
