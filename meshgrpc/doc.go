@@ -16,8 +16,8 @@
 //     grpc-retry-pushback-ms. Retries carry grpc-previous-rpc-attempts.
 //   - Until a stream is answered, its messages are kept for a retry, up to 256 KiB. That is gRPC's own limit, which
 //     grpc.MaxRetryRPCBufferSize changes for a call.
-//   - A wait-for-ready call is repeated until its context ends if its destination has no endpoint, or none that can be connected
-//     to.
+//   - A wait-for-ready call is repeated until its context, or the timeout of the service config, ends if its destination has no endpoint,
+//     or none that can be connected to.
 //   - Unary calls are mirrored. Streams are not: an observer's MirrorDropped is called for them.
 //   - Outlier detection maps a gRPC status to an HTTP status as Envoy does.
 //

@@ -35,9 +35,14 @@ import (
 //	server := grpc.NewServer(meshgrpc.ServerOptions(m)...)
 //	err := server.Serve(m.Listen(listener))
 //
+// Where gRPC shares a port with HTTP, an http.Server serves on that listener, and passes gRPC calls to [grpc.Server.ServeHTTP] and the
+// other requests to a [mesh.Mesh.Handler]. A call that passed through both would count twice. At the end of a program, stop the server
+// before m is closed.
+//
 // Health checks and reflection are treated like any other call, and so are calls of unknown methods. A denied call gets
 // PERMISSION_DENIED and "RBAC: access denied". A call that exceeds a limit gets UNAVAILABLE. A plaintext connection is closed if
-// its calls must use mTLS. In handlers, [mesh.PeerID] returns the identity of the caller, and package peer has the TLS state.
+// its calls must use mTLS. In handlers, [mesh.PeerID] returns the identity of the caller, and package peer has the TLS state
+// as credentials.TLSInfo, unless a listener around that of m hides it.
 //
 // A call can also be denied while its handler runs, because documents or trust bundles have changed or the certificate of the peer
 // has expired. Unary or not, it then ends with PERMISSION_DENIED at once: the context of its handler ends, and its stream returns
