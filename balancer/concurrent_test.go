@@ -59,3 +59,20 @@ func TestHostsLostToAConcurrentUpdate(t *testing.T) {
 		t.Errorf("%d of 3 hosts are removed, %d drained", len(removed), len(drained))
 	}
 }
+
+// An endpoint that is in the set twice is attached once.
+func TestEndpointThatIsTwiceInTheSet(t *testing.T) {
+	var attached []string
+	b, err := balancer.New(balancer.Config{}, balancer.Hooks{Attach: func(h *balancer.Host) any {
+		attached = append(attached, h.ID())
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := endpoints(2)
+	b.Update([]discovery.Endpoint{set[0], set[1], set[0], set[1], set[0]})
+	if want := []string{set[0].ID(), set[1].ID()}; !slices.Equal(attached, want) || len(b.Hosts()) != 2 {
+		t.Errorf("attached are %v, of %d hosts, want %v", attached, len(b.Hosts()), want)
+	}
+}

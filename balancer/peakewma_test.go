@@ -303,27 +303,30 @@ func TestPeakEWMATimesOutOfOrder(t *testing.T) {
 // An answer counts from when it came, whatever else is in flight.
 func TestPeakEWMAOverlappingCalls(t *testing.T) {
 	t.Run("that end together", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
-			set := endpoints(2)
-			slow, usual := set[0].ID(), set[1].ID()
-			b.Update(set[:1])
-			first, second := pickOf(t, b, slow, 0), pickOf(t, b, slow, 0)
-			b.Update(set)
-			time.Sleep(3 * time.Second)
-			first.Release(3*time.Second, false)
-			second.Release(3*time.Second, false)
-			ended := time.Now()
-			for {
-				time.Sleep(2 * time.Millisecond)
-				if picked(t, b, 1, 10*time.Millisecond)[usual] == 0 {
-					break
+		for i := range 6 {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+				set := endpoints(2)
+				slow, usual := set[0].ID(), set[1].ID()
+				b.Update(set[:1])
+				first, second := pickOf(t, b, slow, 0), pickOf(t, b, slow, 0)
+				b.Update(set)
+				latency := 3*time.Second + time.Duration(i)*1700*time.Nanosecond // they end in different ticks
+				time.Sleep(latency)
+				first.Release(latency, false)
+				second.Release(latency, false)
+				ended := time.Now()
+				for {
+					time.Sleep(2 * time.Millisecond)
+					if picked(t, b, 1, 10*time.Millisecond)[usual] == 0 {
+						break
+					}
 				}
-			}
-			if took := time.Since(ended); took < 6*time.Second || took > 9500*time.Millisecond {
-				t.Errorf("an endpoint that was slow is tried again after %v, want 6s to 9.5s", took)
-			}
-		})
+				if took := time.Since(ended); took < 6*time.Second || took > 9500*time.Millisecond {
+					t.Errorf("an endpoint that was slow is tried again after %v, want 6s to 9.5s", took)
+				}
+			})
+		}
 	})
 	t.Run("while there is a stream", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -456,5 +459,65 @@ func TestPeakEWMAExtremes(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// What failures took says nothing about how long answers take: an endpoint that nothing is known of is expected to take about as long as
+// the others do, however fast another one fails.
+func TestPeakEWMAFailuresAreNotUsual(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+		set := endpoints(3)
+		b.Update(set[:2])
+		well, sick := b.Hosts()[0], b.Hosts()[1]
+		sick.SetEjected(true)
+		picked(t, b, 1, 10*time.Millisecond)
+		well.SetEjected(true)
+		sick.SetEjected(false)
+		for range 200 {
+			time.Sleep(2 * time.Millisecond)
+			h, err := b.Pick(balancer.PickInfo{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.Release(time.Microsecond, true)
+		}
+		well.SetEjected(false)
+		sick.SetEjected(true)
+		b.Update(set)
+		if got := held(t, b, 10); got[set[0].ID()] < 3 || got[set[2].ID()] < 3 {
+			t.Errorf("ten calls at once fell %v, want a share for the one that answers and the new one", got)
+		}
+	})
+}
+
+// An endpoint that has failed for long is tried again about as soon as one that took a minute to answer.
+func TestPeakEWMAErrorsCostAMinuteAtMost(t *testing.T) {
+	for _, failures := range []int{60, 100, 200} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+			set := endpoints(2)
+			b.Update(set)
+			well, sick := b.Hosts()[0], b.Hosts()[1]
+			sick.SetEjected(true)
+			picked(t, b, 1, 10*time.Millisecond)
+			sick.SetEjected(false)
+			well.SetEjected(true)
+			for range failures {
+				h, err := b.Pick(balancer.PickInfo{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.Release(time.Millisecond, true)
+			}
+			well.SetEjected(false)
+			ended := time.Now()
+			for picked(t, b, 1, 10*time.Millisecond)[sick.ID()] == 0 {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if took := time.Since(ended); took < 11*time.Second || took > 12200*time.Millisecond {
+				t.Errorf("after %d failures, an endpoint is tried again after %v, want 11s to 12.2s", failures, took)
+			}
+		})
 	}
 }

@@ -649,3 +649,21 @@ func TestConns_SendsAFile(t *testing.T) {
 		t.Errorf("the server read %s, want %d bytes", got, size)
 	}
 }
+
+// A dial that is no longer needed, since its call got a connection that became idle, does not take that from later calls.
+func TestConns_KeepsItsOwnIdleConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, template := serveInMemory(t, slowly)
+		c := conns(t, newPool(t, limit.PoolConfig{MaxConnections: 1}), template)
+		var workers sync.WaitGroup
+		for range 2 {
+			workers.Go(func() { get(t, c, "http://orders") })
+		}
+		workers.Wait()
+		time.Sleep(time.Second) // the connection is idle
+		get(t, c, "http://orders")
+		if n := network.Dials(); n != 1 || c.Open() != 1 {
+			t.Errorf("%d dials, and %d connections are open; want 1 and 1", n, c.Open())
+		}
+	})
+}

@@ -235,10 +235,12 @@ func TestConns_TheNextInLineGoesOn(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
 		slot        bool
+		early       time.Duration // how long before its stream ends the slot is released
 		least, most time.Duration
 	}{
-		{"when a slot is released", true, 0, time.Millisecond},
-		{"when a stream ends", false, 5 * time.Millisecond, 20 * time.Millisecond},
+		{"when a slot is released", true, 0, 0, time.Millisecond},
+		{"when a slot was released just before", true, 2500 * time.Microsecond, 0, 5 * time.Millisecond},
+		{"when a stream ends", false, 0, 5 * time.Millisecond, 20 * time.Millisecond},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -260,7 +262,11 @@ func TestConns_TheNextInLineGoesOn(t *testing.T) {
 				workers.Go(func() {
 					if tt.slot {
 						slot := acquire(t, pool, http2)
-						defer slot.Release()
+						if tt.early > 0 {
+							time.AfterFunc(100*time.Millisecond+500*time.Microsecond-tt.early, slot.Release)
+						} else {
+							defer slot.Release()
+						}
 					}
 					resp, err := c.RoundTrip(httptest.NewRequest(http.MethodPost, "http://orders", strings.NewReader("long")))
 					if err != nil {
@@ -339,4 +345,44 @@ type closing struct {
 func (c *closing) Close() error {
 	c.closed = true
 	return nil
+}
+
+// A body is closed once it was sent, and also if the server answers before any of it was read.
+func TestConns_BodiesAreClosed(t *testing.T) {
+	for _, tt := range []struct {
+		name, expect string
+	}{
+		{"read", ""},
+		{"not read", "100-continue"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, template := serveClear(t, 1, func(w http.ResponseWriter, req *http.Request) {
+					if tt.expect == "" {
+						io.Copy(io.Discard, req.Body)
+					}
+					http.NewResponseController(w).Flush()
+					time.Sleep(time.Second)
+				})
+				template.ExpectContinueTimeout = time.Hour
+				c := conns(t, newPool(t, limit.PoolConfig{MaxConnections: 1}), template)
+				body := &closing{Reader: strings.NewReader("body")}
+				req := httptest.NewRequest(http.MethodPost, "http://orders", body)
+				if tt.expect != "" {
+					req.Header.Set("Expect", tt.expect)
+				}
+				resp, err := c.RoundTrip(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				synctest.Wait()
+				if !body.closed {
+					t.Error("the body was not closed")
+				}
+			})
+		})
+	}
 }
