@@ -35,7 +35,7 @@ type watch struct {
 	woken   bool                    // the source has something new
 	asked   bool                    // a subscriber has asked for a look
 	ended   bool
-	unknown bool // the resolver has said so, and no set has come before or since
+	unknown bool // the resolver has said so, and no set has come since; it matters to nobody who has a set from before
 }
 
 // appointment is when the next step of a source is due.
@@ -270,7 +270,7 @@ func (s *watch) fail(err error) bool {
 		return false
 	}
 	s.lastErr = err
-	if s.version == 0 && errors.Is(err, ErrUnknownService) {
+	if errors.Is(err, ErrUnknownService) {
 		s.unknown = true
 		s.tellLocked()
 	}
