@@ -384,8 +384,8 @@ func (c *Circuit) tripsLocked() (by tally, trips bool) {
 		return tally{}, false
 	}
 	sum := c.window.sum
-	return sum, c.cfg.FailureFraction > 0 && sum.failed > 0 && fraction.AtLeast(sum.failed, sum.calls, c.cfg.FailureFraction) ||
-		c.cfg.SlowCallFraction > 0 && sum.slow > 0 && fraction.AtLeast(sum.slow, sum.calls, c.cfg.SlowCallFraction)
+	return sum, c.cfg.FailureFraction > 0 && fraction.AtLeast(sum.failed, sum.calls, c.cfg.FailureFraction) ||
+		c.cfg.SlowCallFraction > 0 && fraction.AtLeast(sum.slow, sum.calls, c.cfg.SlowCallFraction)
 }
 
 // changed notes a change of state. gobreaker calls it with its lock held.

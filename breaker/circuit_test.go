@@ -675,3 +675,25 @@ func TestCircuit_CallbackThatPanicsInAProbe(t *testing.T) {
 		})
 	}
 }
+
+// TestProbesAreForgotten: a circuit that is open for days keeps the probes of now, not those that have ended.
+func TestProbesAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := halfOpen(t, breaker.Config{Probes: 3})
+		var probes []breaker.Lease
+		for range 3 {
+			probes = append(probes, allow(t, c))
+		}
+		for i := range probes {
+			probes[i].Done(fail)
+		}
+		for range 100 {
+			time.Sleep(time.Hour)
+			probe := allow(t, c)
+			probe.Done(fail)
+		}
+		if n := c.Probes(); n != 1 {
+			t.Errorf("%d probes are kept, want the latest", n)
+		}
+	})
+}

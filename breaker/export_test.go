@@ -8,3 +8,16 @@ func (c Codes) Has(code int) bool { return c.has(code) }
 
 // Config returns the configuration of the circuit, with defaults filled in.
 func (c *Circuit) Config() Config { return c.cfg }
+
+// Probes returns how many probes c keeps, whether or not they have ended.
+func (c *Circuit) Probes() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.trips.Load()
+	for _, p := range t.probes[:cap(t.probes)] {
+		if p != nil {
+			n++
+		}
+	}
+	return n
+}

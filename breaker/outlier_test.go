@@ -716,3 +716,58 @@ func TestOutlier_EventsCount(t *testing.T) {
 		}
 	})
 }
+
+// TestReadmittedWithCountsAtZero: what was counted before an ejection does not count after it.
+func TestReadmittedWithCountsAtZero(t *testing.T) {
+	cfg := breaker.OutlierConfig{Consecutive5xx: 5, FailureFraction: 0.5, MaxEjectedFraction: 1}
+	mixed := func(tracker *breaker.Tracker) { // fails most of 100 calls, the last 4 included, and never 5 in a row
+		for range 20 {
+			tracker.Report(200)
+			reportN(tracker, 4, 500)
+		}
+	}
+	others := func(list []*breaker.Tracker) {
+		for _, tracker := range list[1:] {
+			reportN(tracker, 100, 200)
+		}
+	}
+	t.Run("failures in a row", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOutlier(t, cfg)
+			list := track(o, 6)
+			mixed(list[0])
+			others(list)
+			time.Sleep(10 * time.Second)
+			if o.Sweep(time.Now()); !list[0].Ejected() {
+				t.Fatal("not ejected for its share of failures")
+			}
+			time.Sleep(time.Minute)
+			if o.Sweep(time.Now()); list[0].Ejected() {
+				t.Fatal("not readmitted")
+			}
+			if reportN(list[0], 4, 500); list[0].Ejected() {
+				t.Error("ejected again after 4 failures, want 5")
+			}
+			if list[0].Report(500); !list[0].Ejected() {
+				t.Error("not ejected again after 5 failures")
+			}
+		})
+	})
+	t.Run("the share of failures", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			cfg := cfg
+			cfg.BaseEjection = time.Second // it is over before the next sweep
+			o := newOutlier(t, cfg)
+			list := track(o, 6)
+			mixed(list[0])
+			others(list)
+			if list[0].Report(500); !list[0].Ejected() {
+				t.Fatal("not ejected after 5 failures in a row")
+			}
+			time.Sleep(10 * time.Second)
+			if o.Sweep(time.Now()); list[0].Ejected() {
+				t.Errorf("%+v is ejected again by the sweep that readmits it", o.Endpoints()[0])
+			}
+		})
+	})
+}

@@ -263,7 +263,6 @@ func (p *Pool) removeLocked(w *waiter) {
 	} else {
 		w.next.prev = w.prev
 	}
-	w.prev, w.next = nil, nil
 }
 
 // Stats are the counters of a [Pool].
