@@ -771,3 +771,23 @@ func TestReadmittedWithCountsAtZero(t *testing.T) {
 		})
 	})
 }
+
+// TestForgottenTrackerDoesNothing: calls to an endpoint that is gone may still end, and eject nothing.
+func TestForgottenTrackerDoesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		events := 0
+		o, err := breaker.NewOutlier(breaker.OutlierConfig{}, func(breaker.Event) { events++ })
+		if err != nil {
+			t.Fatal(err)
+		}
+		list := track(o, 3)
+		o.Forget("0")
+		reportN(list[0], 5, 500)
+		if list[0].Ejected() || events != 0 {
+			t.Errorf("ejected %v, with %d events", list[0].Ejected(), events)
+		}
+		if reportN(list[1], 5, 500); !list[1].Ejected() || events != 1 {
+			t.Errorf("an endpoint that is not gone: ejected %v, with %d events", list[1].Ejected(), events)
+		}
+	})
+}
