@@ -161,18 +161,21 @@ func TestTwoHostsInOneRequest(t *testing.T) {
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: secret, namespace: default}
-spec: {action: DENY, rules: [{to: [{operation: {hosts: [secret.example]}}]}]}
+spec: {action: DENY, rules: [{to: [{operation: {hosts: [secret.example, "secret.example:*"]}}]}]}
 `)
-	e := serveMesh(t, m, func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %q", r.Host, r.Header["Host"]) })
-	for _, tt := range []struct{ authority, host, want string }{
-		{"public.example", "other.example", `public.example []`},
-		{"public.example", "secret.example", "RBAC: access denied"},
-		{"secret.example.", "public.example", "RBAC: access denied"},
+	e := serveMesh(t, m, func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %q %q", r.Host, r.Header["Host"], r.URL.Host) })
+	for _, tt := range []struct{ authority, host, path, want string }{
+		{"public.example", "other.example", "/", `public.example [] ""`},
+		{"public.example", "secret.example", "/", "RBAC: access denied"},
+		{"secret.example.", "public.example", "/", "RBAC: access denied"},
+		{"public.example", "public.example", "http://public.example/", `public.example [] "public.example"`},
+		{"public.example", "public.example", "http://secret.example/", "RBAC: access denied"},
+		{"public.example", "public.example", "ftp://a@Secret.Example.:80?/", "RBAC: access denied"},
 	} {
 		got := askHTTP2(t, w.dialAs(t, e, "web", "h2"), hpack.HeaderField{Name: ":method", Value: "GET"}, hpack.HeaderField{Name: ":scheme", Value: "https"},
-			hpack.HeaderField{Name: ":authority", Value: tt.authority}, hpack.HeaderField{Name: ":path", Value: "/"}, hpack.HeaderField{Name: "host", Value: tt.host})
+			hpack.HeaderField{Name: ":authority", Value: tt.authority}, hpack.HeaderField{Name: ":path", Value: tt.path}, hpack.HeaderField{Name: "host", Value: tt.host})
 		if got != tt.want {
-			t.Errorf(":authority %s and host %s: %q, want %q", tt.authority, tt.host, got, tt.want)
+			t.Errorf(":authority %s, host %s and :path %s: %q, want %q", tt.authority, tt.host, tt.path, got, tt.want)
 		}
 	}
 }

@@ -18,7 +18,7 @@
 // Deny or Audit rule, one reading is enough. Headers have readings too: all lines joined by commas, each line alone, and each
 // element of a line that is a list, with and without surrounding space. An Allow value that equals the whole line, commas
 // included, matches all of them. Values of binary headers (-bin) match encoded or decoded. A host is also read without a trailing
-// dot. If an HTTP/2 request has both :authority and a host header, each of them is a reading.
+// dot. If an HTTP/2 request has :authority, a host header and a host in :path, each of them is a reading.
 //
 // Once any enforced policy can deny requests, a path that cannot be read gets a 400 response. So does an unusual path that is too
 // long to try every reading. A header with too many values could mean anything: it matches no Allow rule, and every Deny or Audit
@@ -210,6 +210,12 @@ type Decision struct {
 
 	// BadRequest says that the path cannot be read, so that the response is 400 rather than 403.
 	BadRequest bool
+
+	// BadToken says that a token of the request was not accepted, so that no policy was asked; Reason is the text of the
+	// [jwt.Error]. An Authorizer never sets it.
+	//
+	// [jwt.Error]: https://pkg.go.dev/github.com/nosidecar/mesh/policy/jwt#Error
+	BadToken bool
 
 	// Audit is the first rule of an Audit policy that matches.
 	Audit Match

@@ -193,11 +193,11 @@ func isBinary(name string) bool { return strings.HasSuffix(name, "-Bin") }
 func isSingle(name string) bool { return slices.Contains(singleHeaders, name) }
 
 // hostReadings appends the readings of the host of a request to buf, or returns nil if there are too many. An HTTP/2 request may
-// have both :authority, which is Request.Host, and a host header. A host with surrounding space, a trailing dot or user
-// information is also read without it.
+// have :authority, which is Request.Host, a host header, and a :path with a host of its own, which is URL.Host. A host with surrounding
+// space, a trailing dot or user information is also read without it.
 func hostReadings(r *Request, buf []string) []string {
-	sent := r.Header["Host"]
-	if len(sent) == 0 && isPlainHost(r.Host) {
+	sent, target := r.Header["Host"], targetHost(r.Target)
+	if len(sent) == 0 && (target == "" || target == r.Host) && isPlainHost(r.Host) {
 		return append(buf, r.Host)
 	}
 	if len(sent) > maxHeaderReadings/8 {
@@ -228,7 +228,22 @@ func hostReadings(r *Request, buf []string) []string {
 	for _, host := range sent {
 		read(host)
 	}
+	if target != "" {
+		read(target)
+	}
 	return buf
+}
+
+// targetHost returns the host in a request target with a scheme (RFC 9112, section 3.2.2), as url.URL has it, and "" for other targets.
+func targetHost(target string) string {
+	if target == "" || target[0] == '/' {
+		return ""
+	}
+	_, rest, _ := strings.Cut(target, "://")
+	if end := strings.IndexAny(rest, "/?"); end >= 0 {
+		rest = rest[:end]
+	}
+	return rest[strings.LastIndexByte(rest, '@')+1:]
 }
 
 // isPlainHost reports whether a host has a single reading.
