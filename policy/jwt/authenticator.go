@@ -185,7 +185,11 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 	for i := range all {
 		if s := &all[i]; s.by == nil {
 			result.Err = s.err
-		} else if !s.by.Forward {
+		} else if s.by.Forward {
+			if a.hasOtherLines(r, all, s.place) {
+				result.Err = errShape
+			}
+		} else {
 			if place := s.place; result.used == nil {
 				result.used = a.places[place : place+1 : place+1] // no copy
 			} else {
@@ -200,6 +204,22 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 		result.Claims = nil
 	}
 	return result
+}
+
+// hasOtherLines reports whether a header with tokens, whose place is given, has lines without one, too: a handler that gets the header might
+// take what is there, such as "bearer x", for what was verified.
+func (a *Authenticator) hasOtherLines(r *http.Request, all []sighting, place int) bool {
+	p := &a.places[place]
+	if p.kind != inHeader {
+		return false
+	}
+	lines := len(r.Header[p.name])
+	for i := range all {
+		if other := &a.places[all[i].place]; other.kind == inHeader && other.name == p.name {
+			lines--
+		}
+	}
+	return lines > 0
 }
 
 // Again returns what the rules make of claims that were verified earlier, perhaps by other rules: the first rule for their issuer and

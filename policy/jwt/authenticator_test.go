@@ -62,6 +62,10 @@ func TestPlaces(t *testing.T) {
 		{"cookie in a second line", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", "a=b", "Cookie", "t=" + token}, "i/alice"},
 		{"cookie with a space behind its name, which net/http removes", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", "a=b; t \t=" + token}, "i/alice"},
 		{"bad cookie with a space behind its name", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", "t =x"}, shape},
+		{"cookie in quotes", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", `t="` + token + `"`}, "i/alice"},
+		{"cookie with half of its quotes", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", `t="` + token + `; t=x`}, badHeader},
+		{"cookie in two pairs of quotes", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", `t=""` + token + `""; t=x`}, badHeader},
+		{"cookie with a space before its quotes", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", `t= "` + token + `"; t=x`}, badHeader},
 		{"cookie of another name", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", "tt=x; T=x"}, "nobody"},
 		{"order: headers by name, parameters, cookies", jwt.Rule{Headers: []jwt.Header{{Name: "B"}, {Name: "A"}}, Params: []string{"t"}, Cookies: []string{"t"}},
 			"/?t=" + token, []string{"B", token, "A", bob, "Cookie", "t=" + token}, "i/bob"},
@@ -224,6 +228,65 @@ func TestWhatTheHandlerSees(t *testing.T) {
 		r := bearer(k.token(`{"iss":"i","sub":"` + bad + `"}`))
 		if got := outcome(authenticator(t, jwt.Rule{Keys: keys(t, k), ClaimHeaders: []jwt.ClaimHeader{claim("sub")}}).Authenticate(context.Background(), r, now)); !strings.HasPrefix(got, "401") {
 			t.Errorf("a claim with %q for a header: got %q", bad, got)
+		}
+	}
+}
+
+// A handler to which a token is forwarded reads the one that was verified, whatever else the client sends beside it.
+func TestForwardedTokensAreTheVerifiedOnes(t *testing.T) {
+	k := rs("k", "RS256")
+	good, forged := k.token(`{"iss":"i","sub":"alice"}`), b64(`{"alg":"none"}`)+"."+b64(`{"iss":"i","sub":"root"}`)+"."
+	a := authenticator(t, jwt.Rule{
+		Keys: keys(t, k), Forward: true, Headers: []jwt.Header{{Name: "Authorization", Prefix: "Bearer "}, {Name: "Authorization", Prefix: "JWT "}},
+		Params: []string{"t"}, Cookies: []string{"t"},
+	})
+	s := httptest.NewServer(&jwt.Handler{Authenticator: a, Next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, err := r.Cookie("t"); err == nil {
+			fmt.Fprint(w, c.Value)
+		}
+		if scheme, credentials, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && (strings.EqualFold(scheme, "bearer") || strings.EqualFold(scheme, "jwt")) {
+			fmt.Fprint(w, credentials)
+		}
+		fmt.Fprint(w, r.URL.Query().Get("t"))
+	})})
+	defer s.Close()
+	for _, tt := range []struct {
+		target  string
+		headers []string
+		status  int
+	}{
+		{"/", []string{"Cookie", "t=" + good + "; t=" + forged}, 200},
+		{"/", []string{"Cookie", `t="` + good + `; t=` + forged}, 401},
+		{"/", []string{"Cookie", `t=""` + good + `""; t=` + forged}, 401},
+		{"/", []string{"Cookie", `t= "` + good + `"; t=` + forged}, 401},
+		{"/", []string{"Cookie", "t=\t" + good, "Cookie", "t=" + forged}, 401},
+		{"/", []string{"Authorization", "Bearer " + good}, 200},
+		{"/", []string{"Authorization", "JWT " + good, "Authorization", "Bearer " + good}, 200},
+		{"/", []string{"Authorization", "bearer " + forged, "Authorization", "Bearer " + good}, 401},
+		{"/", []string{"Authorization", "Bearer " + good, "Authorization", "jwt " + forged}, 401},
+		{"/?t=" + good + "&t=" + forged, nil, 200},
+		{"/?t=" + good + ";&t=" + forged, nil, 401},
+		{"/?t=" + good + "%&t=" + forged, nil, 401},
+		{"/?;t=" + forged + "&t=" + good, nil, 200},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+tt.target, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(tt.headers); i += 2 {
+			req.Header.Add(tt.headers[i], tt.headers[i+1])
+		}
+		resp, err := s.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != tt.status || tt.status == 200 && string(body) != good {
+			t.Errorf("%s %q: %d, and the handler reads %q", tt.target, tt.headers, resp.StatusCode, body)
 		}
 	}
 }

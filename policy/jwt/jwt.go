@@ -68,7 +68,7 @@ type Rule struct {
 	Timeout time.Duration
 
 	// Forward leaves the token in the request for the handler. By default it is removed, with the header, parameter or cookie that it
-	// was in.
+	// was in. A request is refused if the header of a forwarded token has other lines without a token, which a handler might read.
 	Forward bool
 
 	// PayloadHeader is the name of a header in which the handler gets the payload, encoded as in the token. "" means no header.

@@ -68,13 +68,22 @@ func (p *place) tokens(all []string, r *http.Request) []string {
 	case inCookie:
 		for _, line := range r.Header["Cookie"] {
 			for pair := range strings.SplitSeq(line, ";") {
-				if name, value, ok := strings.Cut(pair, "="); ok && strings.Trim(name, " \t") == p.name {
-					return append(all, strings.Trim(value, ` "`))
+				if name, value, ok := strings.Cut(strings.Trim(pair, " \t"), "="); ok && strings.TrimRight(name, " \t") == p.name {
+					return append(all, unquoted(value))
 				}
 			}
 		}
 	}
 	return all
+}
+
+// unquoted returns the value of a cookie without its quotes (RFC 6265, section 4.1.1), as Envoy and net/http have it. A token with anything
+// else around it is none: net/http would pass over the cookie, and a handler would take the next one of that name for the verified one.
+func unquoted(value string) string {
+	if last := len(value) - 1; last > 0 && value[0] == '"' && value[last] == '"' {
+		return value[1:last]
+	}
+	return value
 }
 
 func notOfToken(r rune) bool {
