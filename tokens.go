@@ -23,7 +23,7 @@ func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request) bool {
 		if later, _ := ctx.Value(admission.LaterKey{}).(*bool); later != nil && *later && in.postpone() {
 			return false
 		}
-		in.Decision = judge.Denied(err.Error())
+		in.Decision = judge.Refused(err)
 		err.Refuse(w, r, in.rules.Tokens().Realm(r))
 		return false
 	}

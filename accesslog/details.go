@@ -74,7 +74,7 @@ func (r *record) reset() string {
 // wrong with its token.
 func (r *record) denial() string {
 	name := "none"
-	if r.policy == "" && ofToken(r.reason) {
+	if r.badToken {
 		return "jwt_authn_access_denied{" + strings.ReplaceAll(r.reason, " ", "_") + "}"
 	}
 	if r.policy != "" {
@@ -82,11 +82,6 @@ func (r *record) denial() string {
 		name = "ns[" + namespace + "]-policy[" + policy + "]-rule[" + strconv.Itoa(max(0, r.rule)) + "]"
 	}
 	return "rbac_access_denied_matched_policy[" + name + "]"
-}
-
-// ofToken reports whether a request was denied for its token: whether the reason is the text of an Error of package policy/jwt.
-func ofToken(reason string) bool {
-	return strings.HasPrefix(reason, "Jwt ") || strings.HasPrefix(reason, "Jwks ") || strings.HasPrefix(reason, "Audiences in Jwt ")
 }
 
 // cluster returns the destination of a call as Istio names clusters. local is the text of the local address.

@@ -10,6 +10,7 @@ import (
 	"github.com/nosidecar/mesh/internal/jwttest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tracing"
 	"github.com/nosidecar/mesh/tracing/tracingmesh"
 )
@@ -64,11 +65,14 @@ spec: {rules: [{from: [{source: {requestPrincipals: ["i/*"]}}]}]}
 	for _, credentials := range []string{"Basic YTpi", "Bearer none", "Bearer " + issuer.Token(`{"iss": "i", "sub": "s", "aud": "other"}`)} {
 		get(t, client, http.MethodGet, "http://orders/", nil, http.Header{"Authorization": {credentials}})
 	}
+	// The text of a reason does not tell.
+	access.Observer().InboundEnd(t.Context(), &mesh.Inbound{Request: newRequest("/"), Decision: authz.Decision{Reason: "Jwt is what the rule is about"}})
 	all := closed(t, access, out)
 	for i, want := range []string{
 		"rbac_access_denied_matched_policy[none]",
 		"jwt_authn_access_denied{Jwt_is_not_in_the_form_of_Header.Payload.Signature_with_two_dots_and_3_sections}",
 		"jwt_authn_access_denied{Audiences_in_Jwt_are_not_allowed}",
+		"rbac_access_denied_matched_policy[none]",
 	} {
 		if got := all[i]["response_code_details"]; got != want {
 			t.Errorf("request %d: %v, want %s", i, got, want)

@@ -42,6 +42,7 @@ type record struct {
 	attempts int
 	denied   bool
 	badPath  bool
+	badToken bool
 	policy   string // the policy that denied the request
 	rule     int
 	reason   string // why it was denied
@@ -118,7 +119,8 @@ func (l *Log) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 	r.secret = in.Telemetry.Server().SecretParams
 	r.status, r.code, r.grpcStatus, r.flags = in.Status, in.Status, in.GRPCStatus, in.Flags
 	if r.denied = !in.Decision.Allowed; r.denied {
-		r.badPath, r.policy, r.rule, r.reason = in.Decision.BadRequest, in.Decision.Policy, in.Decision.Rule, in.Decision.Reason
+		d := &in.Decision
+		r.badPath, r.badToken, r.policy, r.rule, r.reason = d.BadRequest, d.BadToken, d.Policy, d.Rule, d.Reason
 	}
 	r.received, r.sent, r.peerID = in.BytesReceived, in.BytesSent, in.Peer
 	r.local, _ = in.Request.Context().Value(http.LocalAddrContextKey).(net.Addr)

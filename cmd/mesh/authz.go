@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/nosidecar/mesh/internal/connectid"
 	"github.com/nosidecar/mesh/internal/judge"
 	"github.com/nosidecar/mesh/policy"
@@ -108,11 +110,8 @@ type inbound struct {
 // flags adds the flags that say where the request comes from.
 func (in *inbound) flags(flags *requestFlags) {
 	flags.Func("principal", "", func(name string) error {
-		if strings.Contains(name, "://") {
-			return errors.New("it is an identity as documents write it, without spiffe://")
-		}
 		in.principal = name
-		return nil
+		return checkPrincipal(name)
 	})
 	flags.Func("source-ip", "", func(text string) (err error) {
 		in.source, err = netip.ParseAddr(text)
@@ -129,6 +128,27 @@ func (in *inbound) flags(flags *requestFlags) {
 	flags.IntVar(&in.trustedHops, "trusted-hops", 0, "")
 }
 
+// checkPrincipal returns an error for a name that no peer can have: a request of such a peer never arrives.
+func checkPrincipal(name string) error {
+	const form = "write the trust domain and the path of a SPIFFE ID, such as cluster.local/ns/default/sa/web"
+	switch {
+	case name == "":
+		return errors.New("it is empty: leave the flag out for a peer without an identity")
+	case strings.Contains(name, "://"):
+		return errors.New("it is an identity as documents write it, without spiffe://")
+	case strings.Contains(name, "*"):
+		return errors.New("it is the identity of one peer, without stars: " + form)
+	}
+	id, err := spiffeid.FromString("spiffe://" + name)
+	switch {
+	case err != nil:
+		return fmt.Errorf("no peer can have it (%w): %s", err, form)
+	case id.Path() == "":
+		return errors.New("no peer can have it, since it has no path: " + form)
+	}
+	return nil
+}
+
 // decide asks the plan in the way the handler of a mesh does.
 func (in *inbound) decide(plan *policy.Plan, req *http.Request) access.Decision {
 	req.RemoteAddr = net.JoinHostPort(in.source.String(), "0")
@@ -136,7 +156,7 @@ func (in *inbound) decide(plan *policy.Plan, req *http.Request) access.Decision 
 	view.Destination = netip.AddrPortFrom(netip.Addr{}, in.port)
 	rules := plan.Inbound()
 	if result, _ := judge.Authenticate(context.Background(), rules, req, &view, in.now); result.Err != nil {
-		return judge.Denied(result.Err.Error())
+		return judge.Refused(result.Err)
 	}
 	return rules.Authorize(&view)
 }

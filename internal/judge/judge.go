@@ -19,6 +19,13 @@ func Denied(reason string) authz.Decision {
 	return authz.Decision{Match: none, Audit: none, Shadow: authz.Shadow{Match: none}, Reason: reason}
 }
 
+// Refused returns the decision about a request whose tokens are not accepted.
+func Refused(err *jwt.Error) authz.Decision {
+	d := Denied(err.Error())
+	d.BadToken = true
+	return d
+}
+
 // Authenticate verifies the tokens of a request, before the policies decide about it. It puts the claims into view, which is the view of r,
 // together with the header that the handler gets: policies see the headers that rules make from claims, and never what the client sent
 // under these names. edited reports whether this header differs from that of r. If the result has an error, the request must be refused.
@@ -53,7 +60,7 @@ func Again(rules *policy.Inbound, r *authz.Request) authz.Decision {
 	claims, _ := r.Claims.(*jwt.Claims)
 	result := tokens.Again(claims)
 	if result.Err != nil {
-		return Denied(result.Err.Error())
+		return Refused(result.Err)
 	}
 	view := *r
 	if header := result.Header(r.Header); header != nil {
