@@ -79,6 +79,9 @@ spec:
   subsets: [{name: none, labels: {version: none}}]
 `
 
+// withheld is the hook that is called only if an endpoint fails while the other one is ejected, and has to stay.
+const withheld = "EjectionWithheld"
+
 // panickingHooks are the functions of an Observer that run on the goroutine of a call with a body.
 var panickingHooks = map[string]mesh.Observer{
 	"CallStart":     {CallStart: func(context.Context, *mesh.Call) context.Context { panic("observer") }},
@@ -86,6 +89,7 @@ var panickingHooks = map[string]mesh.Observer{
 	"AttemptStart":  {AttemptStart: func(context.Context, *mesh.Attempt) context.Context { panic("observer") }},
 	"AttemptEnd":    {AttemptEnd: func(context.Context, *mesh.Attempt) { panic("observer") }},
 	"Ejection":      {Ejection: func(route.Target, breaker.Event) { panic("observer") }},
+	withheld:        {EjectionWithheld: func(route.Target, breaker.Event) { panic("observer") }},
 	"Circuit":       {Circuit: func(route.Target, breaker.Change) { panic("observer") }},
 	"Endpoints":     {Endpoints: func(route.Target, int) { panic("observer") }},
 	"MirrorDropped": {MirrorDropped: func(route.Target, error) { panic("observer") }},
@@ -137,14 +141,21 @@ func TestPanicsOfObserversLeaveNothingBehind(t *testing.T) {
 						_, _ = io.WriteString(w, "down")
 					}
 					a, b := serve(t, down), serve(t, down)
-					m := newMesh(t, fmt.Sprintf(panicking, a.Address, a.Port, b.Address, b.Port), mesh.WithObserver(observer),
+					documents := fmt.Sprintf(panicking, a.Address, a.Port, b.Address, b.Port)
+					if hook == withheld {
+						documents = strings.Replace(documents, "maxEjectionPercent: 100", "maxEjectionPercent: 10", 1)
+					}
+					m := newMesh(t, documents, mesh.WithObserver(observer),
 						mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 2}}, "api.test"))
+					if hook == withheld { // one of the endpoints is ejected
+						get(t, m.Client(), "http://api.test/once")
+					}
 					req, err := http.NewRequest(http.MethodPut, "http://api.test"+path, nil)
 					if err != nil {
 						t.Fatal(err)
 					}
 					opened := give(req)
-					panics(func() {
+					panicked := panics(func() {
 						resp, err := m.Transport().RoundTrip(req)
 						if err != nil {
 							return
@@ -153,6 +164,9 @@ func TestPanicsOfObserversLeaveNothingBehind(t *testing.T) {
 						defer attemptsEnded(t, m)
 						_, _ = io.Copy(io.Discard, resp.Body)
 					})
+					if want := path != "/nowhere"; hook == withheld && panicked != want {
+						t.Errorf("panicked: %t, want %t", panicked, want)
+					}
 					for i, body := range opened {
 						if body != nil && body.n.Load() != 1 {
 							t.Errorf("body %d was closed %d times", i+1, body.n.Load())
