@@ -463,3 +463,34 @@ func TestRunningRequestsAndNewHeadersOfClaims(t *testing.T) {
 		}
 	}
 }
+
+// An issuer outside the mesh does not lead the process to services of the mesh: they would take the fetch for a call of that process.
+func TestIssuersOutsideLeadNowhereInTheMesh(t *testing.T) {
+	noLeaks(t)
+	issuer := jwttest.New("a")
+	w := newTown(t)
+	peers := make(chan string, 100)
+	w.serve(t, w.member(t, "keys", strict), "keys", func(rw http.ResponseWriter, r *http.Request) {
+		peers <- mesh.PeerID(r.Context())
+		io.WriteString(rw, jwttest.KeySet(issuer))
+	})
+	outside := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		io.WriteString(rw, `{"jwks_uri":"http://keys.default.svc.cluster.local/set"}`)
+	}))
+	defer outside.Close()
+	fetches := make(chan jwt.State, 100)
+	w.member(t, "web", authentication("issuer: '"+outside.URL+"', timeout: 1s")+"---"+strict, mesh.WithObserver(mesh.Observer{Keys: func(s jwt.State) {
+		select {
+		case fetches <- s:
+		default:
+		}
+	}}))
+	if state := await.Receive(t, "a fetch", fetches); state.Err == nil || state.Keys > 0 {
+		t.Errorf("%d keys were fetched", state.Keys)
+	}
+	select {
+	case peer := <-peers:
+		t.Errorf("a service of the mesh was called by %s", peer)
+	default:
+	}
+}
