@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/judge"
@@ -91,6 +92,9 @@ func (in *inbound) edit(a admission.Adapter, arrived http.Header) {
 		}
 	}
 	in.mesh.server.sanitize(header, in.peer, in.mesh, in.rules.Tokens(), func(name string, values []string) { a.Edit(name, values) })
+	if id := in.requestID(in.context, header); id != nil {
+		a.Edit(asserted.RequestID, id)
+	}
 }
 
 // PeerID implements admission.Call.

@@ -39,7 +39,7 @@ type ServerConfig struct {
 	TrustedHops int
 
 	// RestartTraces removes the trace headers (W3C and B3) of requests from outside the mesh, so that no outside caller
-	// decides what is sampled here. x-request-id is removed in any case.
+	// decides what is sampled here. Their x-request-id is removed in any case.
 	RestartTraces bool
 
 	// ReportLoad tells callers with an identity how loaded this process is, in the format of ORCA: in the header
@@ -275,6 +275,7 @@ func (h *handler) altered(r *http.Request, in *inbound) *http.Request {
 		arrived, in.edited = field.WithoutUpgrade(arrived), true
 	}
 	header := h.mesh.server.sanitized(arrived, in.edited, in.peer, h.mesh, in.rules.Tokens(), room)
+	header = in.identified(r.Context(), arrived, header)
 	trailers := incoming.MayHaveTrailers(r)
 	if ctx != r.Context() || header != nil || trailers || in.secure != nil {
 		if a != nil {

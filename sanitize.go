@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/binary"
 	"fmt"
@@ -86,6 +87,32 @@ func (s *server) strip(h http.Header, tokens *jwt.Authenticator, set func(name s
 			}
 		}
 	}
+}
+
+// requestID returns the value of x-request-id for the handler, if that is not the one in h, the header that arrived: a tracer has made an id
+// for the request, or does not trust the one that it came with.
+func (in *inbound) requestID(ctx context.Context, h http.Header) []string {
+	if !in.mesh.server.observed {
+		return nil
+	}
+	id, _ := ctx.Value(asserted.RequestIDKey{}).(string)
+	if id == "" || id == field.First(h, asserted.RequestID) {
+		return nil
+	}
+	return []string{id}
+}
+
+// identified returns the header for the handler with its requestID. seen is that header without it, or nil if that is the one that arrived.
+func (in *inbound) identified(ctx context.Context, arrived, seen http.Header) http.Header {
+	id := in.requestID(ctx, arrived)
+	if id == nil {
+		return seen
+	}
+	if seen == nil {
+		seen = maps.Clone(arrived)
+	}
+	seen[asserted.RequestID] = id
+	return seen
 }
 
 func setOrDelete(h http.Header, name string, values []string) {

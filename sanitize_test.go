@@ -24,6 +24,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tlsid"
+	"github.com/nosidecar/mesh/tracing"
 )
 
 // dialAs connects to an endpoint as a service account, or without TLS as nobody.
@@ -163,7 +164,9 @@ kind: AuthorizationPolicy
 metadata: {name: secret, namespace: default}
 spec: {action: DENY, rules: [{to: [{operation: {hosts: [secret.example, "secret.example:*"]}}]}]}
 `)
-	e := serveMesh(t, m, func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %q %q", r.Host, r.Header["Host"], r.URL.Host) })
+	e := serveMesh(t, m, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %q %q", r.Host, r.Header["Host"], r.URL.Host)
+	})
 	for _, tt := range []struct{ authority, host, path, want string }{
 		{"public.example", "other.example", "/", `public.example [] ""`},
 		{"public.example", "secret.example", "/", "RBAC: access denied"},
@@ -360,4 +363,42 @@ func switchesToHTTP2(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+}
+
+// The header of a handler has the id that the tracer knows for the request: that of a peer with an identity, or else a new one. Without a
+// tracer, nothing is made up.
+func TestRequestIDForHandlers(t *testing.T) {
+	noLeaks(t)
+	for _, traced := range []bool{true, false} {
+		w := newTown(t)
+		opts := []mesh.Option{}
+		if traced {
+			opts = append(opts, withTraces(t, tracing.Config{}))
+		}
+		e := serveMesh(t, w.member(t, "payment-service", "", opts...), func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "%q %q", r.Header["X-Request-Id"], tracing.RequestID(r.Context()))
+		})
+		for _, tt := range []struct{ account, sent, want string }{
+			{"", "", ""}, {"", "X-Request-Id: mine\r\n", ""}, {"web", "", ""}, {"web", "X-Request-Id: mine\r\n", "mine"}, {"web", "X-Request-Id: a\tb\r\n", ""},
+		} {
+			_, got := ask(t, w.dialAs(t, e, tt.account, "http/1.1"), "GET / HTTP/1.1\r\nHost: a\r\n"+tt.sent+"\r\n")
+			var id string
+			if traced {
+				fmt.Sscanf(got[strings.LastIndexByte(got, ' '):], "%q", &id)
+				if len(id) != len("mine") && len(id) != 36 || tt.want != "" && id != tt.want || strings.Contains(id, "\t") {
+					t.Errorf("%+v: the tracer has the id %q", tt, id)
+				}
+			}
+			want := fmt.Sprintf("[%q] %q", id, id)
+			if !traced {
+				want = `[] ""`
+				if tt.account != "" && tt.sent != "" {
+					want = fmt.Sprintf(`[%q] ""`, strings.TrimSpace(strings.TrimPrefix(tt.sent, "X-Request-Id: ")))
+				}
+			}
+			if got != want {
+				t.Errorf("traced: %v, %+v: the handler sees %s, want %s", traced, tt, got, want)
+			}
+		}
+	}
 }

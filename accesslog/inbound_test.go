@@ -1,15 +1,22 @@
 package accesslog_test
 
 import (
+	"context"
 	"net/http"
 	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/accesslog"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/jwttest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tracing"
 	"github.com/nosidecar/mesh/tracing/tracingmesh"
@@ -28,17 +35,51 @@ func TestRequestIDOfALine(t *testing.T) {
 		if !first {
 			observers[1], observers[2] = observers[2], observers[1]
 		}
-		served := make(chan string, 1)
+		served := make(chan [2]string, 1)
 		server := meshtest.New(t, "", observers...)
 		orders := meshtest.Serve(t, server.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-			served <- tracing.RequestID(r.Context())
+			served <- [2]string{tracing.RequestID(r.Context()), r.Header.Get("X-Request-Id")}
 		})).ServeHTTP)
 		var registry discovery.Memory
 		registry.Set("orders.default.svc.cluster.local", orders)
 		client := meshtest.New(t, "", mesh.WithEmptyPolicy(), mesh.WithDiscovery(&registry))
 		get(t, client, http.MethodGet, "http://orders/", nil, http.Header{"X-Request-Id": {"mine"}})
-		if id, line := <-served, closed(t, access, out)[0]; id == "mine" || line["request_id"] != id {
-			t.Errorf("%s: the line has the request id %v, want %s, which the handler has", name, line["request_id"], id)
+		if ids, line := <-served, closed(t, access, out)[0]; ids[0] == "mine" || ids[1] != ids[0] || line["request_id"] != ids[0] {
+			t.Errorf("%s: the line has the request id %v, and the handler %q in its context and its header", name, line["request_id"], ids)
+		}
+	}
+}
+
+// The metadata of a gRPC call has that id, too.
+func TestRequestIDOfAGRPCCall(t *testing.T) {
+	leak.Check(t)
+	tracer, err := tracingmesh.Observer(tracing.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan []string, 1)
+	server := meshtest.New(t, "", mesh.WithEmptyPolicy(), mesh.WithObserver(tracer))
+	address := grpctest.Serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+			served <- append(metadata.ValueFromIncomingContext(ctx, "x-request-id"), tracing.RequestID(ctx))
+			return new(grpctest.Response), nil
+		},
+	}, meshgrpc.ServerOptions(server)...)
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, sent := range []string{"", "mine"} {
+		ctx := t.Context()
+		if sent != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "x-request-id", sent)
+		}
+		if _, err := grpctest.NewClient(conn).UnaryCall(ctx, new(grpctest.Request)); err != nil {
+			t.Fatal(err)
+		}
+		if ids := <-served; len(ids) != 2 || ids[0] != ids[1] || len(ids[0]) != 36 {
+			t.Errorf("sent %q: the handler has the ids %q", sent, ids)
 		}
 	}
 }
