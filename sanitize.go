@@ -56,8 +56,8 @@ func (s *server) sanitize(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.A
 		return
 	}
 	details := s.certs.Load().of(peer, own)
-	if before := h[asserted.ClientCert]; len(before) > 0 {
-		details = []string{strings.Join(before, ",") + "," + details[0]} // from its own peers, as in Istio (APPEND_FORWARD)
+	if before := strings.Join(h[asserted.ClientCert], ","); before != "" && isClosed(before) {
+		details = []string{before + "," + details[0]} // from its own peers, as in Istio (APPEND_FORWARD)
 	}
 	set(asserted.ClientCert, details)
 	if options, changed := connectionOptions(h["Connection"], tokens); changed {
@@ -68,6 +68,23 @@ func (s *server) sanitize(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.A
 			set(name, nil)
 		}
 	}
+}
+
+// isClosed reports whether all quotes in a value of x-forwarded-client-cert are closed, whether or not its reader knows that a backslash
+// escapes them. If not, what follows, which is about the peer itself, would be part of what the peer wrote.
+func isClosed(value string) bool {
+	open, escaped := false, false // as a reader sees it that knows
+	for i := range len(value) {
+		switch c := value[i]; {
+		case escaped:
+			escaped = false
+		case c == '\\':
+			escaped = true
+		case c == '"':
+			open = !open
+		}
+	}
+	return !open && !escaped && strings.Count(value, `"`)%2 == 0
 }
 
 func (s *server) strip(h http.Header, tokens *jwt.Authenticator, set func(name string, values []string)) {

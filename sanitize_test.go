@@ -402,3 +402,28 @@ func TestRequestIDForHandlers(t *testing.T) {
 		}
 	}
 }
+
+// A peer forwards who its own peers are, but nothing that would make what is said of itself a part of it.
+func TestForwardedCertsHideNoPeer(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	e := serveMesh(t, w.member(t, "payment-service", ""), func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, strings.Join(r.Header["X-Forwarded-Client-Cert"], "|"))
+	})
+	for sent, want := range map[string]string{
+		``:                                `By=`,
+		`By=a;Subject="CN=x,O=y";URI=b`:   `By=a;Subject="CN=x,O=y";URI=b,By=`,
+		`Subject="CN=\"x\",O=y"`:          `Subject="CN=\"x\",O=y",By=`,
+		`URI=spiffe://a/admin;Subject="`:  `By=`,
+		`URI=spiffe://a/admin;Subject="\`: `By=`,
+		`URI=spiffe://a/admin;Subject=\`:  `By=`,
+		`URI=a;Subject="\"`:               `By=`, // closed for those who do not know backslashes
+		`URI=a;Subject="\""`:              `By=`, // closed for those who do
+		"URI=a;Subject=\"\r\nX-Forwarded-Client-Cert: \"": `URI=a;Subject=",",By=`,
+	} {
+		_, got := ask(t, w.dialAs(t, e, "web", "http/1.1"), "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Client-Cert: "+sent+"\r\n\r\n")
+		if before, ok := strings.CutPrefix(got, want); !ok || !strings.HasPrefix(before, "spiffe://cluster.local/ns/default/sa/payment-service;Hash=") {
+			t.Errorf("%s: the handler sees %s, want %s...", sent, got, want)
+		}
+	}
+}
