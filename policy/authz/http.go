@@ -93,7 +93,8 @@ func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 // NewRequest returns the view of a request that a net/http server received over HTTP/1 or HTTP/2 from a peer with the given
 // principal. Remote is the address of the client. With n trusted hops (Istio's numTrustedProxies), that is the nth address of
 // x-forwarded-for from the right, which the outermost trusted proxy wrote; anyone may have written the addresses to the left of
-// it. Without trusted hops, or if there is no valid address in that place, it is the address of the peer.
+// it. It may have a port. If it is no address, such as "unknown", Remote is unknown: it could be any. Without trusted hops, or if there are
+// fewer addresses, Remote is the address of the peer.
 func NewRequest(r *http.Request, principal string, trustedHops int) Request {
 	view := Request{
 		Principal: principal,
@@ -186,12 +187,26 @@ func remoteAddr(source netip.Addr, xff []string, trustedHops int) netip.Addr {
 			if trustedHops > 1 {
 				continue
 			}
-			addr, err := netip.ParseAddr(strings.Trim(last, " \t"))
-			if err != nil {
-				return source
-			}
-			return addr.Unmap()
+			return clientAddr(strings.Trim(last, " \t"))
 		}
 	}
 	return source
+}
+
+// clientAddr returns the address in an element of x-forwarded-for, with or without a port. It is invalid if there is none: the proxy that wrote
+// the element did not know its client, which must not be taken for that proxy.
+func clientAddr(s string) netip.Addr {
+	addr, err := netip.ParseAddr(s)
+	if err == nil {
+		return addr.Unmap()
+	}
+	if at, err := netip.ParseAddrPort(s); err == nil {
+		return at.Addr().Unmap()
+	}
+	if bare, ok := strings.CutPrefix(s, "["); ok {
+		if addr, err = netip.ParseAddr(strings.TrimSuffix(bare, "]")); err == nil {
+			return addr.Unmap()
+		}
+	}
+	return netip.Addr{}
 }

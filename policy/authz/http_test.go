@@ -275,14 +275,18 @@ func TestRemoteAddr(t *testing.T) {
 		{"several lines", []string{"1.1.1.1", "2.2.2.2,3.3.3.3"}, 3, "1.1.1.1"},
 		{"spaces and IPv6", []string{" \t fd00::1\t"}, 1, "fd00::1"},
 		{"IPv4 in IPv6", []string{"::ffff:1.1.1.1"}, 1, "1.1.1.1"},
-		{"not an address", []string{"1.1.1.1, unknown"}, 1, source},
-		{"an empty place counts", []string{"1.1.1.1,,2.2.2.2"}, 2, source},
+		{"with a port", []string{"1.1.1.1, 2.2.2.2:34567"}, 1, "2.2.2.2"},
+		{"IPv6 with a port", []string{"[fd00::1]:34567"}, 1, "fd00::1"},
+		{"IPv6 in brackets", []string{"[fd00::1]"}, 1, "fd00::1"},
+		{"not an address", []string{"1.1.1.1, unknown"}, 1, ""},
+		{"not a port", []string{"1.1.1.1, 2.2.2.2:http"}, 1, ""},
+		{"an empty place counts", []string{"1.1.1.1,,2.2.2.2"}, 2, ""},
 		{"beyond an empty place", []string{"1.1.1.1,,2.2.2.2"}, 3, "1.1.1.1"},
 		{"an empty line counts", []string{"1.1.1.1", ""}, 2, "1.1.1.1"},
-		{"a leading comma", []string{",1.1.1.1"}, 2, source},
+		{"a leading comma", []string{",1.1.1.1"}, 2, ""},
 	} {
 		got := authz.RemoteAddr(netip.MustParseAddr(source), tt.xff, tt.hops)
-		if got != netip.MustParseAddr(tt.want) {
+		if want, _ := netip.ParseAddr(tt.want); got != want {
 			t.Errorf("%s: RemoteAddr(%q, %d) = %v, want %v", tt.name, tt.xff, tt.hops, got, tt.want)
 		}
 	}
@@ -298,5 +302,34 @@ func TestHandlerDoesNotAllocate(t *testing.T) {
 	w := httptest.NewRecorder()
 	if got := testing.AllocsPerRun(100, func() { handler.ServeHTTP(w, r) }); got != 0 {
 		t.Errorf("Handler allocates %v times", got)
+	}
+}
+
+// A client of whom a trusted proxy knows no address is not taken for the proxy, whose blocks may be allowed.
+func TestClientsOfUnknownAddress(t *testing.T) {
+	inside := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	for name, tt := range map[string]struct {
+		policy authz.Policy
+		want   map[string]int
+	}{
+		"ALLOW": {allow(from(authz.Source{RemoteIPBlocks: inside})), map[string]int{"": 200, "127.0.0.1:80": 200, "8.8.8.8": 403, "8.8.8.8:80": 403, "unknown": 403}},
+		"DENY":  {deny(from(authz.Source{RemoteIPBlocks: inside})), map[string]int{"": 403, "127.0.0.1:80": 403, "8.8.8.8": 200, "8.8.8.8:80": 200, "unknown": 403}},
+	} {
+		server := httptest.NewServer(&authz.Handler{Authorizer: compile(t, tt.policy), TrustedHops: 1, Next: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})})
+		defer server.Close()
+		for forwarded, want := range tt.want {
+			req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
+			if forwarded != "" {
+				req.Header.Set("X-Forwarded-For", forwarded)
+			}
+			resp, err := server.Client().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != want {
+				t.Errorf("%s, x-forwarded-for %q: %d, want %d", name, forwarded, resp.StatusCode, want)
+			}
+		}
 	}
 }
