@@ -50,7 +50,8 @@ type Rule struct {
 	// Headers, Params and Cookies are the places where tokens are looked for: request headers, parameters of the query, and
 	// cookies. If all are empty, the places are the header Authorization, after "Bearer ", and the parameter access_token. Each line of a
 	// header may have a token, but if several parameters or cookies have the same name, only the first one is looked at, as in Envoy. A
-	// handler to which tokens are forwarded must read the first one, too.
+	// handler to which tokens are forwarded must read the first one, too, and a parameter from the URL: FormValue prefers the body, in which
+	// no tokens are looked for.
 	Headers []Header
 	Params  []string
 	Cookies []string
