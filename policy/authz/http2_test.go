@@ -22,7 +22,7 @@ import (
 // that a DENY policy names is denied, and an ALLOW policy allows nothing else than its value.
 func FuzzHeadersOverHTTP2(f *testing.F) {
 	peer := newPeerHTTP2(f, judgeHTTP2(f))
-	for kind := range uint8(4) {
+	for kind := range uint8(5) {
 		for _, lines := range [][2]string{
 			{"admin", ""}, {" admin", "user"}, {"admin\t", "admin"}, {"user, admin", ""}, {"user", ",admin ,"}, {"\u00a0admin", "x"}, {"\"admin\"", "a"},
 			{"YWRtaW4=", "dXNlcg"}, {" YWRtaW4", ""}, {"dXNlcg==,YWRtaW4=", ""}, {"Secret.Example", ""}, {"secret.example.:80", "a"}, {"a", "secret.example."},
@@ -32,17 +32,20 @@ func FuzzHeadersOverHTTP2(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, kind uint8, first, second string, twice bool) {
-		name := []string{"x-role", "x-role-bin", "user-agent", "host"}[kind%4]
+		name := []string{"x-role", "x-role-bin", "user-agent", "host", ":path"}[kind%5]
 		fields := [][2]string{{name, first}}
-		authority := "shop.example"
-		if name == "host" {
+		authority, path := "shop.example", "/"
+		switch name {
+		case "host":
 			authority, fields = first, nil
+		case ":path":
+			path, fields, name = "http://"+first, nil, "host"
 		}
 		if twice {
 			fields = append(fields, [2]string{name, second})
 		}
-		if fault := peer.send(t, authority, fields); fault != "" {
-			t.Errorf(":authority %q and %q: %s", authority, fields, fault)
+		if fault := peer.send(t, authority, path, fields); fault != "" {
+			t.Errorf(":authority %q, :path %q and %q: %s", authority, path, fields, fault)
 		}
 	})
 }
@@ -87,7 +90,7 @@ func judgeHTTP2(tb testing.TB) http.Handler {
 				fault(name + ": another value is allowed")
 			}
 		}
-		for _, host := range append(r.Header["Host"], r.Host) {
+		for _, host := range append(r.Header["Host"], r.Host, r.URL.Host) {
 			host = strings.TrimSpace(host)
 			if name, _, err := net.SplitHostPort(host); err == nil {
 				host = name
@@ -160,13 +163,13 @@ func (p *peerHTTP2) close() {
 }
 
 // send sends a request and returns the header X-Fault of the response. A request that the server refuses has none.
-func (p *peerHTTP2) send(t *testing.T, authority string, fields [][2]string) string {
+func (p *peerHTTP2) send(t *testing.T, authority, path string, fields [][2]string) string {
 	t.Helper()
 	if p.conn == nil {
 		p.dial(t)
 	}
 	p.block.Reset()
-	all := append([][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", authority}, {":path", "/"}}, fields...)
+	all := append([][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", authority}, {":path", path}}, fields...)
 	for _, f := range all {
 		if len(f[1]) > 4096 {
 			return "" // a frame would not hold it
