@@ -28,7 +28,7 @@ type Connections struct {
 	Kept atomic.Value
 
 	socket   *Socket
-	attempts atomic.Int64 // in flight, with the bits below
+	attempts atomic.Int64 // in flight, unless the socket is Plaintext, with the bits below
 	expires  atomic.Int64 // shortly before the first certificate expires, in Unix nanoseconds; 0 if there is none
 
 	// The net/http connections are created by the first call: most of ten thousand endpoints may never get one.
@@ -171,6 +171,9 @@ func (c *Connections) enter() bool {
 
 // Leave counts an attempt out. The last one closes retired connections.
 func (c *Connections) Leave() {
+	if c.socket.key.security.Kind == Plaintext {
+		return
+	}
 	if c.attempts.Add(-1) == retired {
 		c.close()
 	}

@@ -158,7 +158,8 @@ func (c *Set) removeLocked(s *Socket) {
 	}
 }
 
-// Close closes a socket that was opened, once for each Open and Share.
+// Close closes a socket that was opened, once for each Open and Share. A [Plaintext] one must have no attempts of its owner any more: they
+// are not counted.
 func (c *Set) Close(s *Socket) {
 	c.mu.Lock()
 	s.refs--
@@ -235,6 +236,9 @@ type Socket struct {
 
 // Enter counts an attempt in at the time now, on the current connections. It returns nil if the socket is closed.
 func (s *Socket) Enter(now time.Time) *Connections {
+	if s.key.security.Kind == Plaintext {
+		return s.current.Load() // for good: without certificates, there is no reason to replace them
+	}
 	for {
 		current := s.current.Load()
 		if current == nil {
