@@ -39,10 +39,11 @@ func (c *Call) Begin(parent context.Context, limits Limits) context.Context {
 	return c.begin(parent, limits, time.Now().Add(limits.Request))
 }
 
-// BeginAt is Begin for a caller that knows the time, and has waited before at the expense of the limit on the whole call.
-func (c *Call) BeginAt(parent context.Context, limits Limits, now time.Time, waited time.Duration) context.Context {
+// BeginAt is Begin for a caller that knows the time as a period since an earlier one, and has waited before at the expense of the limit on the
+// whole call.
+func (c *Call) BeginAt(parent context.Context, limits Limits, earlier time.Time, since, waited time.Duration) context.Context {
 	c.ctx.left = limits.Request - waited
-	return c.begin(parent, limits, now.Add(c.ctx.left))
+	return c.begin(parent, limits, earlier.Add(since+min(c.ctx.left, math.MaxInt64/2))) // without an overflow
 }
 
 func (c *Call) begin(parent context.Context, limits Limits, end time.Time) context.Context {

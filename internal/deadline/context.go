@@ -90,10 +90,14 @@ func (c *Context) StartTry(call context.Context, limit time.Duration, atOnce boo
 		c.Start(call, PerTry, Within(call, limit), false)
 		return
 	}
-	w.mu.Lock()
-	at, left := w.at, w.left
-	w.mu.Unlock()
-	if !atOnce { // otherwise the clock is not read, which costs as much as the rest
+	var at time.Time
+	var left time.Duration
+	if atOnce { // nobody else has w yet, and the clock is not read, which costs as much as the rest
+		at, left = w.at, w.left
+	} else {
+		w.mu.Lock()
+		at = w.at
+		w.mu.Unlock()
 		left = time.Until(at)
 	}
 	if limit >= left {

@@ -47,8 +47,8 @@ type signal struct {
 	inARow  int             // calls with that channel, up to keepAfter
 }
 
-// take returns a signal for owner, a child of parent.
-func (f *Signals) take(owner *Context, parent context.Context) *signal {
+// take returns a signal for owner, a child of parent. If it is timed, the owner is to end at a time.
+func (f *Signals) take(owner *Context, parent context.Context, at time.Time, timed bool) *signal {
 	var s *signal
 	f.mu.Lock()
 	if n := len(f.free) - 1; n >= 0 {
@@ -70,6 +70,9 @@ func (f *Signals) take(owner *Context, parent context.Context) *signal {
 		if done != nil {
 			s.watched, s.unwatch, s.lasting = done, context.AfterFunc(parent, s.gone), reflect.TypeOf(parent) == cancelable
 		}
+	}
+	if timed {
+		s.setLocked(at)
 	}
 	return s
 }
@@ -143,6 +146,10 @@ func (f *Signals) forget(s *signal) {
 func (s *signal) set(at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.setLocked(at)
+}
+
+func (s *signal) setLocked(at time.Time) {
 	s.wanted, s.at = true, at
 	if s.running && !at.Before(s.fires) {
 		return
@@ -241,14 +248,11 @@ func (c *Context) Finish() {
 	if try := c.try.Load(); try != nil {
 		try.Finish()
 	}
-	c.mu.Lock()
-	s := c.signal
-	c.mu.Unlock()
-	if s == nil || !c.release() {
+	if !c.live.Load() || c.signal == nil || !c.release() {
 		c.Cancel()
 		return
 	}
-	s.giveBack()
+	c.signal.giveBack()
 }
 
 // release ends a context without cancelling its signal. It reports false if that is cancelled.
@@ -269,10 +273,8 @@ func (c *Context) borrowLocked(parent context.Context) bool {
 	if c.lender == nil || c.canceled.Load() || parent.Err() != nil {
 		return false
 	}
-	s := c.lender.take(c, parent)
+	at, timed := c.endLocked()
+	s := c.lender.take(c, parent, at, timed)
 	c.child, c.cancel, c.signal = s.ctx, s.cancel, s
-	if at, ok := c.endLocked(); ok {
-		s.set(at)
-	}
 	return true
 }

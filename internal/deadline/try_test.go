@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"strings"
@@ -140,7 +141,7 @@ func TestTry_OfACallThatHasWaited(t *testing.T) {
 		var call deadline.Call
 		var try deadline.Context
 		began := time.Now()
-		ctx := call.BeginAt(t.Context(), deadline.Limits{Request: 10 * time.Second}, began, 3*time.Second)
+		ctx := call.BeginAt(t.Context(), deadline.Limits{Request: 10 * time.Second}, began.Add(-time.Minute), time.Minute, 3*time.Second)
 		try.StartTry(ctx, 5*time.Second, true)
 		<-try.Done()
 		if took := time.Since(began); took != 5*time.Second {
@@ -152,11 +153,24 @@ func TestTry_OfACallThatHasWaited(t *testing.T) {
 		}
 		call.Failed(nil)
 		var last deadline.Context
-		if last.StartTry(call.BeginAt(t.Context(), deadline.Limits{Request: 10 * time.Second}, time.Now(), 6*time.Second), 5*time.Second, true); last.Limited() {
+		if last.StartTry(call.BeginAt(t.Context(), deadline.Limits{Request: 10 * time.Second}, time.Now(), 0, 6*time.Second), 5*time.Second, true); last.Limited() {
 			t.Error("a try is limited that could not outlast its call")
 		}
 		call.Failed(nil)
 	})
+}
+
+// The longest limit there can be is not exceeded at once.
+func TestCall_LongestLimit(t *testing.T) {
+	var call deadline.Call
+	ctx := call.BeginAt(t.Context(), deadline.Limits{Request: math.MaxInt64}, time.Now().Add(-time.Minute), time.Minute, 0)
+	if err := ctx.Err(); err != nil {
+		t.Error(err)
+	}
+	if at, ok := ctx.Deadline(); !ok || time.Until(at) < time.Hour {
+		t.Errorf("the deadline is %v, %t", at, ok)
+	}
+	call.Failed(nil)
 }
 
 // A body that stands still ends the try that it came with.

@@ -275,12 +275,12 @@ func (c *Call) injectFault(ctx context.Context) error {
 }
 
 func (c *Call) beginLimits(limits deadline.Limits) {
-	now := c.start.time()
+	since := c.start.since
 	if c.late {
-		now = now.Add(c.start.elapsed())
+		since += c.start.elapsed()
 	}
 	c.limits = c.adapter.NewLimits()
-	c.ctx = c.limits.BeginAt(c.ctx, limits, now, c.waited)
+	c.ctx = c.limits.BeginAt(c.ctx, limits, *c.start.read, since, c.waited)
 }
 
 // endLimits ends the limits of a call that got no response. It returns their error if they ended it, and err otherwise.
