@@ -135,7 +135,11 @@ func (l *Loop) do(req *http.Request, a Attempter, r *replay) (*http.Response, Su
 		}
 		stopped = next.stopped
 	}
-	if resp != nil {
+	switch {
+	case resp == nil:
+	case resp.Request == sent: // no layer below has counted tries
+		resp.Request = req
+	default:
 		attempt.Restore(resp, req, 1)
 	}
 	return resp, Summary{Attempts: 1, Stopped: stopped}, err

@@ -24,7 +24,7 @@ type try struct {
 // Attempt implements retry.Attempter.
 func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	c.tries = int32(n)
-	t := &c.first
+	asked, t := req, &c.first
 	if n > 1 {
 		t = new(try)
 	}
@@ -64,6 +64,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		return nil, t.Attempt.End(err)
 	}
 	t.answered(req, resp)
+	resp.Request = asked
 	t.watch(resp, n)
 	return resp, nil
 }

@@ -57,16 +57,48 @@ func (t *Transport) mirror(to *route.Mirror, req *http.Request) (*http.Response,
 	return t.do(req, engine.Copied, to)
 }
 
-// do makes a call. A copy goes to a mirror.
+// do makes a call, which lasts until the body of the response ends. A copy goes to a mirror.
 func (t *Transport) do(req *http.Request, kind engine.Kind, to *route.Mirror) (*http.Response, error) {
 	c := calls.Get().(*call)
 	c.users, c.req = 1, req
 	if t.engine.HeadersObserved() {
 		c.observeHeaders(&t.sets)
 	}
-	resp, err := c.run(t.engine, kind, to)
-	c.release() // not after a panic: then nobody knows who still uses the call
-	return resp, err
+	answer, err := c.serve(t.engine, kind, to) // if it panics, nobody knows who still uses the call, so it is not released
+	if err != nil {
+		c.release()
+		return nil, err
+	}
+	resp := c.resp
+	switch {
+	case answer != nil:
+		resp = Respond(&c.Call, answer, req)
+		c.AnswerHeader(resp.Header)
+	case c.Backend() == nil && kind == engine.Routed: // outside the mesh
+		c.AnswerHeader(resp.Header)
+	default:
+		c.edit(resp)
+	}
+	if resp.Request = req; c.tries > 1 {
+		attempt.Restore(resp, req, int(c.tries))
+	}
+	c.status = int16(resp.StatusCode)
+	if c.resp = nil; c.Observed() && (answer != nil || c.tries != 1 || c.first.grpc != nil) && field.IsGRPC(resp.Header) {
+		c.resp = resp // which has its status at its end
+	}
+	c.watch(resp)
+	if resp.StatusCode == http.StatusSwitchingProtocols && c.Observed() {
+		c.observed.upgraded, _ = resp.Body.(interface{ Written() int64 })
+	}
+	if limits := c.Limits(); limits != nil {
+		limits.Watch(resp) // outside; they end with the call
+	}
+	if c.tries == 1 && c.users > 1 {
+		c.users-- // nobody else has the response yet
+	} else {
+		c.release()
+	}
+	return resp, nil
 }
 
 // call is one request in flight. It holds the first attempt, which is usually the only one. Calls are reused. What a program may
@@ -157,37 +189,6 @@ var (
 	_ engine.Adapter  = (*call)(nil)
 	_ retry.Attempter = (*call)(nil)
 )
-
-// run makes the call, which lasts until the body of the response ends.
-func (c *call) run(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*http.Response, error) {
-	answer, err := c.serve(e, kind, to)
-	if err != nil {
-		return nil, err
-	}
-	resp := c.resp
-	switch {
-	case answer != nil:
-		resp = Respond(&c.Call, answer, c.req)
-		c.AnswerHeader(resp.Header)
-	case c.Backend() == nil && kind == engine.Routed: // outside the mesh
-		c.AnswerHeader(resp.Header)
-	default:
-		c.edit(resp)
-	}
-	attempt.Restore(resp, c.req, int(c.tries))
-	c.status = int16(resp.StatusCode)
-	if c.resp = nil; c.Observed() && (answer != nil || c.tries != 1 || c.first.grpc != nil) && field.IsGRPC(resp.Header) {
-		c.resp = resp // which has its status at its end
-	}
-	c.watch(resp)
-	if resp.StatusCode == http.StatusSwitchingProtocols && c.Observed() {
-		c.observed.upgraded, _ = resp.Body.(interface{ Written() int64 })
-	}
-	if limits := c.Limits(); limits != nil {
-		limits.Watch(resp) // outside; they end with the call
-	}
-	return resp, nil
-}
 
 // serve takes the call through the engine, up to its response. If nothing was sent, not even the body, that is closed, also after a panic of
 // an observer.
