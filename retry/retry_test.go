@@ -91,6 +91,14 @@ func TestAttempts(t *testing.T) {
 		if resp.Request.URL != req.URL || resp.Request.Context().Err() != nil {
 			t.Errorf("%s: Request is not the caller's view", test.name)
 		}
+		// The number belongs to that response, and not to a request that a program makes within the same context.
+		next, err := (&retry.Transport{Base: &statuses{codes: []int{200}}}).RoundTrip(newRequest(t, "GET", "http://service/", nil).WithContext(resp.Request.Context()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := retry.Attempts(next); got != 1 {
+			t.Errorf("%s: Attempts of the next call = %d, want 1", test.name, got)
+		}
 	}
 }
 

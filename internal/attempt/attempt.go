@@ -36,13 +36,19 @@ func Within(ctx context.Context) bool {
 	return ctx.Value(currentKey{}) != nil
 }
 
+// total is the number of tries that led to a response, whose request is of. The caller may use the context of that for another request.
+type total struct {
+	n  int
+	of *http.Request
+}
+
 // Total returns the number of tries that led to resp.
 func Total(resp *http.Response) int {
 	if resp.Request == nil {
 		return 1
 	}
-	if n, ok := resp.Request.Context().Value(totalKey{}).(int); ok {
-		return n
+	if t, ok := resp.Request.Context().Value(totalKey{}).(*total); ok && t.of == resp.Request {
+		return t.n
 	}
 	return 1
 }
@@ -60,7 +66,9 @@ func restore(resp *http.Response, req *http.Request, n int) {
 		n = Total(resp)
 	}
 	if n > 1 {
-		req = req.WithContext(context.WithValue(req.Context(), totalKey{}, n))
+		t := &total{n: n}
+		req = req.WithContext(context.WithValue(req.Context(), totalKey{}, t))
+		t.of = req
 	}
 	resp.Request = req
 }
