@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -44,7 +45,7 @@ type Error struct {
 }
 
 func newError(f engine.Failure) error {
-	return &Error{Layer: string(f.Layer), Target: f.Target, Flags: Flags(f.Flags), Attempts: f.Attempts, Err: f.Err}
+	return &Error{Layer: string(f.Layer), Target: f.Target, Flags: Flags(f.Flags), Attempts: f.Attempts, Err: failure.Explain(f.Err)}
 }
 
 // Error describes the failure in one line.

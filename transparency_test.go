@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -19,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/retry"
 )
 
 func TestRequestStaysTheCallers(t *testing.T) {
@@ -246,6 +248,32 @@ func TestResponseNamesTheService(t *testing.T) {
 		resp.Body.Close()
 		if got := resp.Request.URL.String(); got != "http://api/x?y=z" || resp.Request.Header.Get("x-route") != "" {
 			t.Errorf("%s: resp.Request is %s %v, want the caller's view", name, got, resp.Request.Header)
+		}
+	}
+}
+
+// http.Client recognizes a server without TLS by an error that nothing wraps.
+func TestServerWithoutTLS(t *testing.T) {
+	noLeaks(t)
+	api := serve(t, says("ok"))
+	m := newMesh(t, retryDocument, mesh.WithDiscovery(discovery.Static{"api": {api}}))
+	outside := newMesh(t, "")
+	for name, call := range map[string]func() (*http.Response, error){
+		"a service of the mesh": func() (*http.Response, error) { return m.Client().Get("https://api/") },
+		"a host outside":        func() (*http.Response, error) { return outside.Client().Get("https://" + api.ID() + "/") },
+		"retry alone": func() (*http.Response, error) {
+			c := &http.Client{Transport: &retry.Transport{Config: retry.Config{Retries: 1, Backoff: -1}}}
+			defer c.CloseIdleConnections()
+			return c.Get("https://" + api.ID() + "/")
+		},
+	} {
+		resp, err := call()
+		if err == nil {
+			resp.Body.Close()
+		}
+		if _, ok := errors.AsType[tls.RecordHeaderError](err); !ok || !errors.Is(err, http.ErrSchemeMismatch) ||
+			!strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
+			t.Errorf("%s: %v, want http.ErrSchemeMismatch", name, err)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -170,10 +171,25 @@ func (t *Transport) service(req *http.Request) (*service, error) {
 			t.forget(name, s)
 			return nil, fmt.Errorf("%w of %q: %w", ErrNoEndpoints, name, err)
 		}
-		return nil, fmt.Errorf("balancer: waiting for the endpoints of %q: %w", name, err)
+		return nil, &waitError{name, err}
 	}
 	return s, nil
 }
+
+// waitError is the error of a call that ended before the endpoints were known.
+type waitError struct {
+	service string
+	err     error
+}
+
+func (e *waitError) Error() string {
+	return fmt.Sprintf("balancer: waiting for the endpoints of %q: %v", e.service, e.err)
+}
+
+func (e *waitError) Unwrap() error { return e.err }
+
+// Timeout reports whether the time of the call was up: *url.Error asks for it by assertion.
+func (e *waitError) Timeout() bool { return errors.Is(e.err, context.DeadlineExceeded) }
 
 // open starts watching a service.
 func (t *Transport) open(name string) (*service, error) {

@@ -264,6 +264,9 @@ func TestCallsWaitForTheFirstSet(t *testing.T) {
 			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no answer") {
 				t.Errorf("RoundTrip: %v, want the deadline and the resolver's error", err)
 			}
+			if wrapped := (&url.Error{Op: "Post", URL: "http://svc/", Err: err}); !wrapped.Timeout() {
+				t.Errorf("an http.Client would not report a timeout for %v", err)
+			}
 			if body.closed.Load() == 0 {
 				t.Error("the request body was not closed")
 			}

@@ -394,5 +394,5 @@ func wrap(n int, err error) error {
 	if err == nil || n <= 1 {
 		return err
 	}
-	return &Error{Attempts: n, Last: err}
+	return &Error{Attempts: n, Last: failure.Explain(err)}
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"reflect"
@@ -159,6 +160,16 @@ func overdue(ctx context.Context) bool {
 func IsTimeout(err error) bool {
 	var t interface{ Timeout() bool }
 	return errors.As(err, &t) && t.Timeout()
+}
+
+// Explain returns err or, for a server that answers TLS with plain HTTP, an error that is also [http.ErrSchemeMismatch]. http.Client
+// says so itself, but only of an error that nothing wraps.
+func Explain(err error) error {
+	record, ok := errors.AsType[tls.RecordHeaderError](err)
+	if !ok || string(record.RecordHeader[:]) != "HTTP/" || errors.Is(err, http.ErrSchemeMismatch) {
+		return err
+	}
+	return fmt.Errorf("%w (%w)", http.ErrSchemeMismatch, err)
 }
 
 func isConnect(err error) bool {
