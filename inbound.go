@@ -94,6 +94,9 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 	var errs [2]error
 	s.pool, errs[0] = limit.NewPool(limit.PoolConfig{MaxRequests: config.MaxRequests})
 	s.rate, errs[1] = limit.NewRate(config.RateLimit)
+	if config.MaxRequests < 0 {
+		return errors.New("mesh: WithServer: MaxRequests is negative")
+	}
 	if config.TrustedHops < 0 {
 		return errors.New("mesh: WithServer: TrustedHops is negative")
 	}

@@ -61,6 +61,9 @@ func newOptions(opts []Option) (*options, error) {
 		}
 		o.template = standard
 	}
+	if err := checkTemplate(o.template); err != nil {
+		return nil, err
+	}
 	environment, err := policy.WorkloadFromEnv()
 	if err != nil {
 		return nil, err
@@ -69,6 +72,22 @@ func newOptions(opts []Option) (*options, error) {
 	environment.Unlabelled = o.resolver == nil // DNS knows no labels
 	o.workload = o.workload.Or(environment)
 	return o, nil
+}
+
+// checkTemplate refuses a template with settings that the mesh cannot honour, in the words of the settings that replace them.
+func checkTemplate(t *http.Transport) error {
+	name := "the transport of WithTransport"
+	if t == http.DefaultTransport {
+		name = "http.DefaultTransport, the template without WithTransport,"
+	}
+	switch {
+	//lint:ignore SA1019 DialTLS is deprecated, but still honoured by net/http
+	case t.DialTLSContext != nil || t.DialTLS != nil:
+		return fmt.Errorf("mesh: %s dials TLS itself: set TLSClientConfig and DialContext instead", name)
+	case t.MaxConnsPerHost != 0:
+		return fmt.Errorf("mesh: %s sets MaxConnsPerHost: remove it, and set connectionPool.tcp.maxConnections in a DestinationRule", name)
+	}
+	return nil
 }
 
 // ownAddress returns the first address of an interface that others can reach, and "" if there is none.
@@ -145,20 +164,26 @@ func WithEmptyPolicy() Option {
 // WithDiscovery finds endpoints with r. Every service that r knows belongs to the mesh. The names that ServiceEntries with the
 // resolution DNS have are looked up with [discovery.DNS]: with its Interval, Network and Resolver, if r is one.
 //
-// Without it endpoints are looked up with [discovery.DNS], and a host that the template's Proxy sends to a proxy is
-// outside the mesh.
+// Without it endpoints are looked up with [discovery.DNS]. Then every host that DNS knows belongs to the mesh, and without a
+// document has Istio's defaults: two retries of failed connections, refused streams, and gRPC's UNAVAILABLE and CANCELLED. Only
+// a host that the template's Proxy sends to a proxy is outside.
 func WithDiscovery(r discovery.Resolver) Option {
 	return func(o *options) error {
+		if r == nil {
+			return errors.New("mesh: WithDiscovery: the resolver is nil: for DNS, leave the option out")
+		}
 		o.resolver = r
 		return nil
 	}
 }
 
 // WithTransport makes t the template of the transports that the mesh keeps for each endpoint: TLS configuration, dialer,
-// buffer sizes, timeouts. It is cloned and never used for calls itself. Hosts outside the mesh get a plain clone. The
-// default is a clone of [http.DefaultTransport].
+// buffer sizes, timeouts. It is cloned and never used for calls itself, nor are its RegisterProtocol schemes. Hosts outside the
+// mesh get a plain clone. nil, and the default, is [http.DefaultTransport].
 //
-// Endpoints are dialled directly: the template's Proxy applies only to hosts outside the mesh.
+// Endpoints are dialled directly: the template's Proxy applies only to hosts outside the mesh. HTTP/2 is spoken over TLS to all
+// servers that offer it, as with ForceAttemptHTTP2, unless Protocols or TLSNextProto say otherwise. DialTLSContext and
+// MaxConnsPerHost are errors: TLSClientConfig, and maxConnections of a DestinationRule, take their place.
 func WithTransport(t *http.Transport) Option {
 	return func(o *options) error {
 		o.template = t

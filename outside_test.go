@@ -2,6 +2,7 @@ package mesh_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"iter"
@@ -228,6 +229,7 @@ func httpRequest(t *testing.T, url string) *http.Request {
 func TestNewRefuses(t *testing.T) {
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
+	dialsTLS := &http.Transport{DialTLSContext: (&tls.Dialer{}).DialContext}
 	circuit := mesh.Protection{Circuit: &breaker.Config{}}
 	var noContext context.Context
 	for name, test := range map[string]struct {
@@ -238,11 +240,16 @@ func TestNewRefuses(t *testing.T) {
 		"no context":             {noContext, mesh.WithEmptyPolicy(), "mesh: New: the context is nil"},
 		"a context that is over": {canceled, mesh.WithEmptyPolicy(), "mesh: New: context canceled"},
 		"a nil option":           {t.Context(), nil, "mesh: New: option 1 is nil"},
-		"a nil feed":             {t.Context(), mesh.WithPolicyFeed(nil), "mesh: WithPolicyFeed: the feed is nil"},
-		"a wildcard":             {t.Context(), mesh.WithProtection(circuit, "*"), `"*" is not a host`},
-		"an empty host":          {t.Context(), mesh.WithProtection(circuit, "api", ""), `"" is not a host`},
-		"a URL":                  {t.Context(), mesh.WithProtection(circuit, "http://api"), `"http://api" is not a host`},
-		"a space":                {t.Context(), mesh.WithProtection(circuit, "api, orders"), `"api, orders" is not a host`},
+		"a nil resolver":         {t.Context(), mesh.WithDiscovery(nil), "mesh: WithDiscovery: the resolver is nil"},
+		"a template with TLS":    {t.Context(), mesh.WithTransport(dialsTLS), "mesh: the transport of WithTransport dials TLS itself: set TLSClientConfig"},
+		"a template with a bound": {t.Context(), mesh.WithTransport(&http.Transport{MaxConnsPerHost: 1}),
+			"mesh: the transport of WithTransport sets MaxConnsPerHost: remove it, and set connectionPool.tcp.maxConnections"},
+		"a negative limit": {t.Context(), mesh.WithServer(mesh.ServerConfig{MaxRequests: -1}), "mesh: WithServer: MaxRequests is negative"},
+		"a nil feed":       {t.Context(), mesh.WithPolicyFeed(nil), "mesh: WithPolicyFeed: the feed is nil"},
+		"a wildcard":       {t.Context(), mesh.WithProtection(circuit, "*"), `"*" is not a host`},
+		"an empty host":    {t.Context(), mesh.WithProtection(circuit, "api", ""), `"" is not a host`},
+		"a URL":            {t.Context(), mesh.WithProtection(circuit, "http://api"), `"http://api" is not a host`},
+		"a space":          {t.Context(), mesh.WithProtection(circuit, "api, orders"), `"api, orders" is not a host`},
 	} {
 		m, err := mesh.New(test.ctx, test.option)
 		if err == nil {
