@@ -10,10 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy/fault"
+	"github.com/nosidecar/mesh/policy/file"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/timeout"
@@ -158,4 +160,22 @@ func first(t *testing.T, r discovery.Resolver) error {
 		return err
 	}
 	return nil
+}
+
+// A service that is started in another folder than it was written in is told where it is.
+func TestFolderThatIsElsewhere(t *testing.T) {
+	at := t.TempDir()
+	t.Chdir(at)
+	for name, option := range map[string]mesh.Option{
+		"read once": mesh.WithPolicyDir("mesh.d"),
+		"followed":  mesh.WithPolicyFeed(file.New("mesh.d")),
+	} {
+		m, err := mesh.New(t.Context(), option)
+		if err == nil {
+			m.Close()
+		}
+		if want := "mesh.d: no such file or directory; put it there, or correct the path, which is relative to " + at; err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+	}
 }

@@ -158,6 +158,9 @@ func unreadable(name string, err error) error {
 	switch {
 	case Missing(err):
 		remedy = "put it there, or correct the path"
+		if at, err := os.Getwd(); err == nil && !filepath.IsAbs(name) {
+			remedy += ", which is relative to " + at
+		}
 	case errors.Is(err, fs.ErrPermission):
 		remedy = "let the user of this process read it"
 	case errors.Is(err, syscall.ELOOP):
