@@ -115,11 +115,11 @@ next:
 		case item == "http3-post-connect-failure":
 			return On{}, fmt.Errorf("retry: condition %q cannot be honoured: there is no HTTP/3 here", item)
 		case item[0] < '0' || item[0] > '9':
-			return On{}, fmt.Errorf("retry: unknown condition %q", item)
+			return On{}, fmt.Errorf("retry: unknown condition %q: want a status code, or one of %s", item, strings.Join(conditionNames[:], ", "))
 		}
 		code, err := strconv.Atoi(item)
 		if err != nil || len(item) != 3 || http.StatusText(code) == "" {
-			return On{}, fmt.Errorf("retry: unknown status code %q", item)
+			return On{}, fmt.Errorf("retry: unknown status code %q: want one that HTTP defines, such as 503, or 5xx", item)
 		}
 		on.Status.set.Add(code)
 	}

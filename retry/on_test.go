@@ -3,6 +3,7 @@ package retry_test
 import (
 	"errors"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -56,11 +57,11 @@ func TestParseOn(t *testing.T) {
 		}
 	}
 	for _, list := range []string{
-		"5XX", "nonsense", "5xx,", ",", "5xx,,reset", "http3-post-connect-failure", "099", "0503", "+503", "-1", "600",
+		"5XX", "nonsense", "gateway_error", "5xx,", ",", "5xx,,reset", "http3-post-connect-failure", "099", "0503", "+503", "-1", "600",
 		"599", "1000", "5x", "99999999999999999999", "5xx reset",
 	} {
-		if on, err := retry.ParseOn(list); err == nil {
-			t.Errorf("ParseOn(%q) = %+v, want an error", list, on)
+		if on, err := retry.ParseOn(list); err == nil || list == "gateway_error" && !strings.Contains(err.Error(), "one of 5xx, gateway-error, reset,") {
+			t.Errorf("ParseOn(%q) = %+v, %v, want an error with the remedy", list, on, err)
 		}
 	}
 }
