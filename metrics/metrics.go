@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -46,6 +47,9 @@ func New(c Config) (*Metrics, error) {
 	m.state.init()
 	m.collector = &collector{m}
 	if err := s.registerer.Register(m.collector); err != nil {
+		if errors.As(err, new(prometheus.AlreadyRegisteredError)) {
+			err = fmt.Errorf("%w: a process needs one Metrics, with an Observer for each mesh; otherwise set Registerer, or Close the former", err)
+		}
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
 	return m, nil
