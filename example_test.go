@@ -57,6 +57,38 @@ spec:
 	// Output: 200 /orders/42, at the second attempt
 }
 
+// Documents are tested with servers of the test as endpoints: does the header choose the version? If the endpoints are those of
+// a ServiceEntry, let the DialContext of WithTransport connect to the test's servers. If they take mTLS only, a tlsid.DevCA has
+// identities for both ends. In a bubble of testing/synctest, timeouts and waits take no time.
+func ExampleWithPolicyDir() {
+	var endpoints []discovery.Endpoint
+	for _, version := range []string{"v1", "v2"} {
+		users := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, version) }))
+		defer users.Close()
+		endpoint := at(users)
+		endpoint.Labels = map[string]string{"version": version}
+		endpoints = append(endpoints, endpoint)
+	}
+	m, err := mesh.New(context.Background(),
+		mesh.WithPolicyDir("examples/quickstart/mesh.d/01-istio-routing-destination-retry-timeout.yaml"),
+		mesh.WithDiscovery(discovery.Static{"user-service": endpoints}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+
+	req, _ := http.NewRequest(http.MethodGet, "http://user-service/users/42", nil)
+	req.Header.Set("version", "v2")
+	resp, err := m.Client().Do(req)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(resp.Body)
+	fmt.Println(string(text))
+	// Output: v2
+}
+
 // A document that cannot be enforced is an error, which names the place and the remedy.
 func ExampleNew_badDocument() {
 	_, err := mesh.New(context.Background(), mesh.WithPolicy(policy.Source{Name: "orders.yaml", Data: []byte(`

@@ -135,7 +135,8 @@ func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Co
 
 // Close ends the mesh: new calls fail with [ErrClosed], mirrored copies and discovery stop, and idle connections close. It
 // waits for everything the mesh itself runs. Calls in flight belong to the caller: they may end in their own time, and their
-// connections close after them. Close may be called more than once.
+// connections close after them. Shut servers down first: what [Mesh.Handler] still serves is judged by the last documents, keys
+// and identity. Close may be called more than once.
 //
 // Close waits at most 30 seconds for an [Observer], [Feed], [discovery.Resolver] or [tlsid.Source] that does not return.
 // Then it leaves it running and returns an error.

@@ -4,5 +4,8 @@
 // another kind; [Policy], [Budget] and [Limiter] are its parts. Used alone, the defaults are careful: idempotent requests
 // only, full jitter, at most 20% more calls, no retries of retries.
 //
-// timeout.Exceeded recognizes the error of a per-try timeout.
+// To retry what no [Condition] describes, have Base return an error for it. What every try needs anew, such as a signature, belongs
+// into Base, too. A timeout.Transport around this one, or the context's deadline, bounds all tries together; timeout.Exceeded
+// recognizes the error of a per-try timeout. When the tries are used up, the last response is returned as it is. There is no
+// hedging: a PerTryTimeout ends a slow try without doubling the load.
 package retry

@@ -28,7 +28,6 @@ func main() {
 	if err != nil {
 		log.Fatal(err) // every finding, with file, line, field and remedy
 	}
-	defer m.Close()
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /orders/{id}", func(w http.ResponseWriter, r *http.Request) {
@@ -40,5 +39,5 @@ func main() {
 	}
 	log.Printf("listening on %s", ln.Addr())
 	srv := &http.Server{Handler: m.Handler(mux), ReadHeaderTimeout: 5 * time.Second}
-	log.Fatal(srv.Serve(m.Listen(ln)))
+	log.Fatal(srv.Serve(m.Listen(ln))) // to end gracefully: srv.Shutdown, then m.Close
 }
