@@ -178,8 +178,8 @@ func WithDiscovery(r discovery.Resolver) Option {
 }
 
 // WithTransport makes t the template of the transports that the mesh keeps for each endpoint: TLS configuration, dialer,
-// buffer sizes, timeouts. It is cloned and never used for calls itself, nor are its RegisterProtocol schemes. Hosts outside the
-// mesh get a plain clone. nil, and the default, is [http.DefaultTransport].
+// buffer sizes, timeouts. It is cloned and never used for calls itself; the clone lacks what RegisterProtocol added. Hosts outside
+// the mesh get a plain clone. nil means [http.DefaultTransport], as without the option.
 //
 // Endpoints are dialled directly: the template's Proxy applies only to hosts outside the mesh. HTTP/2 is spoken over TLS to all
 // servers that offer it, as with ForceAttemptHTTP2, unless Protocols or TLSNextProto say otherwise. DialTLSContext and
