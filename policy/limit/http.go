@@ -15,7 +15,8 @@ import (
 // x-envoy-overloaded, as from Envoy. It must not be copied or changed after its first use.
 type Transport struct {
 	// Base makes the calls. If it is an *http.Transport, a clone with the settings of Config is used. Any other RoundTripper manages
-	// its own connections: every call fails then if Config has settings for connections. Nil means http.DefaultTransport.
+	// its own connections: MaxConnections only bounds the HTTP/1 calls in flight then, and every call fails if Config has other
+	// settings for connections. Nil means http.DefaultTransport.
 	Base http.RoundTripper
 
 	// Config has the limits. The zero value means no limits.
