@@ -529,6 +529,24 @@ func TestAlone_KindsThatAreNotEnforced(t *testing.T) {
 	}
 }
 
+// TestAlone_TrafficTargetOfAnotherNamespace: it may be about a service account of this one.
+func TestAlone_TrafficTargetOfAnotherNamespace(t *testing.T) {
+	for text, denies := range map[string]bool{
+		"kind: TrafficTarget, apiVersion: access.smi-spec.io/v1alpha3, spec: {destination: {kind: ServiceAccount, name: x, namespace: shop}}":                    true,
+		"kind: TrafficTarget, apiVersion: access.smi-spec.io/v1alpha3, spec: {destination: {kind: ServiceAccount, name: x, namespace: [shop]}}":                  true,
+		"kind: TrafficTarget, apiVersion: access.smi-spec.io/v1alpha3, spec: {destination: {kind: ServiceAccount, name: x, namespace: a, namespace: shop}}":      true,
+		"kind: TrafficTarget, apiVersion: access.smi-spec.io/v1alpha1, destination: {kind: ServiceAccount, name: x, namespace: shop}":                            true,
+		"kind: TrafficTarget, apiVersion: access.smi-spec.io/v1alpha3, spec: {destination: {kind: ServiceAccount, name: x, namespace: other}}":                   false,
+		"kind: TrafficTarget, apiVersion: access.smi-spec.io/v1alpha3, spec: {destination: {kind: ServiceAccount, name: x}}":                                     false,
+		"kind: AuthorizationPolicy, apiVersion: policy.linkerd.io/v1alpha1, spec: {targetRef: {kind: Server, name: x}, destination: {name: x, namespace: shop}}": false,
+	} {
+		f := ofFile(t, "{metadata: {name: x, namespace: other}, "+text+"}")
+		if got := !f.asked("/").Allowed; got != denies {
+			t.Errorf("%s denies: %t, want %t", text, got, denies)
+		}
+	}
+}
+
 func TestAlone_VirtualServiceForGatewaysIsLeftOut(t *testing.T) {
 	f := newFeed(t)
 	f.yields(object{kind: "VirtualService", name: "x", spec: "{hosts: [a], gateways: [edge], http: [{route: [{destination: {host: b}}]}]}"})

@@ -119,8 +119,23 @@ func (c *compiler) elsewhere(p *piece) bool {
 	if !ok || keys == nil && p.nowhere || keys != nil && !(p.clear("metadata") && p.IsText("metadata.namespace") && p.Text("metadata.namespace") != "") {
 		return false
 	}
+	if p.group == smiAccess && p.targets(c.plan.workload.Namespace) {
+		return false
+	}
 	namespace, w := cmp.Or(p.namespace, p.Text("metadata.namespace")), &c.plan.workload
 	return yamldoc.IsLabel(namespace) && namespace != w.Namespace && namespace != w.RootNamespace
+}
+
+// targets reports whether a TrafficTarget of SMI may be about workloads of a namespace other than its own. It names that with the service account
+// of its destination, which was not below spec in v1alpha1.
+func (p *piece) targets(namespace string) bool {
+	for _, at := range []string{"destination", "spec.destination"} {
+		switch to := p.Text(at + ".namespace"); {
+		case to == namespace, !p.clear(strings.TrimSuffix(at, ".destination"), at), p.Has(at+".namespace") && !p.IsText(at+".namespace"):
+			return true
+		}
+	}
+	return false
 }
 
 // ofConsul reports whether a document is a config entry of Consul. Its namespace has no meaning.
