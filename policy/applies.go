@@ -49,6 +49,29 @@ func nulls(d *yamldoc.Document, group, kind string) iter.Seq[string] {
 	}
 }
 
+// guarded reports an annotation of Linkerd that has a document of Kubernetes restrict who may call workloads, although it has no meaning here otherwise.
+func guarded(d *yamldoc.Document) {
+	const inbound = "config.linkerd.io/default-inbound-policy"
+	for _, at := range []string{"metadata", "spec.template.metadata", "spec.jobTemplate.spec.template.metadata"} {
+		at = yamldoc.Key(at+".annotations", inbound)
+		switch value := d.Text(at); value {
+		case "", "all-unauthenticated", "audit":
+		default:
+			d.Errorf(at, "%s is not enforced yet: write an AuthorizationPolicy of security.istio.io, and remove the annotation from the documents", value)
+		}
+	}
+}
+
+// tuned warns of the annotations by which Linkerd sets how a Service is called.
+func tuned(d *yamldoc.Document) {
+	keys, _ := d.Keys("metadata.annotations")
+	for _, key := range keys {
+		if of, _, _ := strings.Cut(key, "/"); of == "retry.linkerd.io" || of == "timeout.linkerd.io" || of == "balancer.linkerd.io" {
+			d.Warnf(yamldoc.Key("metadata.annotations", key), "is not enforced: write a ServiceProfile, or a VirtualService and a DestinationRule")
+		}
+	}
+}
+
 // unprotected warns if there are security documents, but none of them is about the workload. Its labels or its namespace may be wrong, so
 // that neither STRICT nor any authorization is in force.
 func (c *compiler) unprotected() {

@@ -150,3 +150,28 @@ func TestCheck_NullsThatWiden(t *testing.T) {
 		}
 	}
 }
+
+// TestCheck_AnnotationsOfLinkerd: those that restrict who may call a workload are errors, whatever they are on.
+func TestCheck_AnnotationsOfLinkerd(t *testing.T) {
+	const inbound = "config.linkerd.io/default-inbound-policy"
+	const namespace = "{apiVersion: v1, kind: Namespace, metadata: {name: shop, annotations: {%s: %s}}}"
+	const deployment = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {template: {metadata: {annotations: {%s: %s}}}}}"
+	const service = "{apiVersion: v1, kind: Service, metadata: {name: web, annotations: {%s: %q}}, spec: {ports: [{port: 80}]}}"
+	for _, tt := range []struct{ document, name, value, want string }{
+		{namespace, inbound, "deny", `metadata.annotations["` + inbound + `"]: error: deny is not enforced yet`},
+		{namespace, inbound, "cluster-authenticated", "error: cluster-authenticated is not enforced yet"},
+		{namespace, inbound, "all-unauthenticated", ""},
+		{namespace, inbound, "audit", ""},
+		{namespace, "linkerd.io/inject", "enabled", ""},
+		{deployment, inbound, "all-authenticated", `spec.template.metadata.annotations["` + inbound + `"]: error: all-authenticated is not enforced yet`},
+		{service, "retry.linkerd.io/http", "5xx", `metadata.annotations["retry.linkerd.io/http"]: warning: is not enforced`},
+		{service, "timeout.linkerd.io/request", "1s", "warning: is not enforced"},
+		{service, "balancer.linkerd.io/failure-accrual", "consecutive", "warning: is not enforced"},
+		{service, "linkerd.io/other", "x", ""},
+	} {
+		text := policy.Check([]policy.Source{{Name: "x.yaml", Data: fmt.Appendf(nil, tt.document, tt.name, tt.value)}}, workload).Findings.Error()
+		if !strings.Contains(text, tt.want) || tt.want == "" && strings.Contains(text, "enforced") {
+			t.Errorf("%s: %s: %q, want %q", tt.name, tt.value, text, tt.want)
+		}
+	}
+}

@@ -326,6 +326,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		}
 		return r
 	case catalog.Meaningless:
+		guarded(doc)
 		doc.Warnf("kind", "%s", message)
 		return r
 	}
@@ -402,6 +403,7 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 			return is
 		}
 	case "Service":
+		tuned(doc)
 		if is := shaped[service](c, doc); is != nil {
 			return c.readService(r, is)
 		}
