@@ -397,6 +397,49 @@ func TestFeeds_InvalidSetBlocksNoOtherFeed(t *testing.T) {
 	want("when the second is, too", map[string]int{"first": 204, "second": 205, "own": 203}, false)
 }
 
+// TestFeeds_FileThatIsEmptied: a file that somebody overwrites is often empty for a while, and its documents stay in force.
+func TestFeeds_FileThatIsEmptied(t *testing.T) {
+	for _, alone := range []bool{false, true} {
+		source := func(name, text string) policy.Source {
+			return policy.Source{Name: name, Data: []byte(text), Alone: alone}
+		}
+		file := func(name string, status int) policy.Source {
+			return source(name, string(routeOf(name, fmt.Sprintf(answersWith, name, status)).Data))
+		}
+		feed := newCluster(file("a", 201), file("b", 201), source("c", ""))
+		m := newMesh(t, "", mesh.WithPolicyFeed(feed), mesh.WithRegistryOnly())
+		want := func(when string, a, b int, refused string) {
+			t.Helper()
+			for host, want := range map[string]int{"a": a, "b": b} {
+				if got, _ := try(m.Client(), "http://"+host+"/"); got.status != want {
+					t.Errorf("alone %t, %s: %s answers %d, want %d", alone, when, host, got.status, want)
+				}
+			}
+			d := m.Status().Documents
+			if d.Refused.Number > d.Number != (refused != "") || refused != "" && !strings.Contains(d.Refused.Error, refused) {
+				t.Errorf("alone %t, %s: load %d is in force, %d is refused for %q, want %q", alone, when, d.Number, d.Refused.Number, d.Refused.Error, refused)
+			}
+		}
+		want("at first", 201, 201, "")
+		for _, blank := range []string{"", " \n\n"} {
+			feed.apply(t, source("a", blank), file("b", 202), source("c", ""))
+			b := 201
+			if alone {
+				b = 202
+			}
+			want("when one is empty", 201, b, "a is empty, but had documents")
+		}
+		feed.apply(t, file("a", 203), file("b", 203), source("c", ""))
+		want("when it is written", 203, 203, "")
+		feed.apply(t, source("a", "# "), file("b", 204), source("c", ""))
+		want("when a comment is left", 0, 204, "")
+		feed.apply(t, file("a", 205), file("b", 205))
+		want("when it is back", 205, 205, "")
+		feed.apply(t, file("b", 206))
+		want("when it is removed", 0, 206, "")
+	}
+}
+
 // An invalid set blocks no other feed either if it differs from the one in force only in that its documents do not stand alone.
 func TestFeeds_SetThatNoLongerStandsAlone(t *testing.T) {
 	noLeaks(t)

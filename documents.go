@@ -273,13 +273,23 @@ func (f *fed) next(sources []policy.Source, err error) {
 	if err == nil && !d.mayBeEmpty && holdsNothing(sources) {
 		err = errEmpty(f.name)
 	}
-	i, now := f.i, set{f.name, sources}
+	i := f.i
+	var emptied error
+	if err == nil && f.told {
+		if sources, emptied = d.unemptied(i, sources); sources == nil && emptied != nil {
+			err = emptied
+		}
+	}
+	now := set{f.name, sources}
 	switch {
 	case err != nil:
 		f.failed(err)
 	case f.told:
 		var before set
 		f.load(func(d *documents) { before, d.fed[i] = d.fed[i], now }, func(d *documents) { d.fed[i] = before }, i)
+		if emptied != nil {
+			f.failed(emptied)
+		}
 	default:
 		d.mu.Lock()
 		d.fed[i], d.waits[i] = now, nil
@@ -298,6 +308,35 @@ func (f *fed) next(sources []policy.Source, err error) {
 		pace = &f.errs
 	}
 	_ = pace.Wait(f.closing)
+}
+
+// unemptied returns what a feed yielded, unless a source in it that has documents in force has lost all of its text: whoever overwrites a file
+// often empties it first. A source that stands alone stays as it is in force, and the error names it. Otherwise there is only the error.
+func (d *documents) unemptied(feed int, sources []policy.Source) ([]policy.Source, error) {
+	blank := func(s policy.Source) bool { return len(bytes.TrimSpace(s.Data)) == 0 }
+	if d.mayBeEmpty || !slices.ContainsFunc(sources, blank) {
+		return sources, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.valid) <= feed {
+		return sources, nil
+	}
+	var err error
+	sources = slices.Clone(sources)
+	for i := range sources {
+		s := &sources[i]
+		before := slices.IndexFunc(d.valid[feed].sources, func(other policy.Source) bool { return other.Name == s.Name })
+		if !blank(*s) || before < 0 || holdsNothing(d.valid[feed].sources[before:before+1]) {
+			continue
+		}
+		err = fmt.Errorf("mesh: %s is empty, but had documents: remove it, leave a comment in it, %s", s.Name, emptyRemedy)
+		if !s.Alone {
+			return nil, err
+		}
+		s.Data = d.valid[feed].sources[before].Data
+	}
+	return sources, err
 }
 
 // failed reports an error of the feed.

@@ -152,8 +152,8 @@ func WithPolicyFeed(feed Feed) Option {
 
 // WithEmptyPolicy accepts a folder, a feed or a source without any document. Otherwise that counts as a mistake, such as a
 // wrong path or a truncated file, which would remove all authorization: [New] and [Mesh.Apply] fail, and a feed that becomes
-// empty is reported like one that cannot be read, while its last documents stay in force. Documents that are skipped do not
-// count: see [policy.Plan.InForce].
+// empty is reported like one that cannot be read, while its last documents stay in force, and so is a file of a feed that
+// loses all of its text. Documents that are skipped do not count: see [policy.Plan.InForce].
 func WithEmptyPolicy() Option {
 	return func(o *options) error {
 		o.mayBeEmpty = true
