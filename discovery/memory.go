@@ -2,7 +2,6 @@ package discovery
 
 import (
 	"context"
-	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -154,14 +153,4 @@ func (w *memoryWatch) labels() []string {
 // canonical returns the form under which a host name is kept: names are case-insensitive and may end in a dot.
 func canonical(name string) string {
 	return strings.TrimSuffix(strings.ToLower(name), ".")
-}
-
-func unknown(service Service) error {
-	return fmt.Errorf("%w: %s", ErrUnknownService, service.Host)
-}
-
-// unregistered is the error for a service that a table has under none of its names. It lists them, since a table may have another form
-// of the name, such as one with a port.
-func unregistered(names []string) error {
-	return fmt.Errorf("%w: it is registered under none of %s", ErrUnknownService, strings.Join(names, ", "))
 }

@@ -92,19 +92,19 @@ func (w *Watcher) Close() error {
 }
 
 // removeLocked forgets a watch, if it is there.
-func (w *Watcher) removeLocked(s *watch) {
-	host := s.service.Host
-	if w.watches[host] == s {
-		if s.other == nil {
+func (w *Watcher) removeLocked(gone *watch) {
+	host := gone.service.Host
+	if w.watches[host] == gone {
+		if gone.other == nil {
 			delete(w.watches, host)
 		} else {
-			w.watches[host] = s.other
+			w.watches[host] = gone.other
 		}
 		return
 	}
 	for before := w.watches[host]; before != nil; before = before.other {
-		if before.other == s {
-			before.other = s.other
+		if before.other == gone {
+			before.other = gone.other
 			return
 		}
 	}

@@ -90,11 +90,11 @@ func (c *claims) sweep(before int64) {
 	}
 }
 
-// tooLong stands for metadata that are longer than any that is believed, and so need not be kept. It is refused as they are.
+// tooLong stands for metadata that is too long to be trusted, and so need not be kept. It is refused in the same way.
 const tooLong = "too long"
 
-// claimed returns the metadata of a peer in a header, "" if there are none.
-func claimed(header http.Header) string {
+// peerMetadata returns the metadata of a peer in a header, "" if there are none.
+func peerMetadata(header http.Header) string {
 	value := field.First(header, asserted.PeerMetadata)
 	if len(value) > peermeta.MaxSize {
 		return tooLong
@@ -102,9 +102,9 @@ func claimed(header http.Header) string {
 	return value
 }
 
-// believe returns the workload that a peer claims to be. A claim is believed only if the peer has proved an identity, and only if
+// trustedClaim returns the workload that a peer claims to be. A claim is trusted only if the peer has proved an identity, and only if
 // it is about the namespace of that identity.
-func (m *Metrics) believe(peer, value string, now int64) (workload.Workload, bool) {
+func (m *Metrics) trustedClaim(peer, value string, now int64) (workload.Workload, bool) {
 	if value == "" || peer == "" {
 		return workload.Workload{}, false
 	}

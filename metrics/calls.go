@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-
 	"strings"
 	"time"
 
@@ -24,8 +23,8 @@ func (w *watcher) observer() mesh.Observer {
 		InboundStart: w.inboundStart, InboundEnd: w.inboundEnd, InboundMessage: w.inboundMessage,
 		ConnStart: w.connStart, ConnEnd: w.connEnd,
 		Ejection: w.state.ejection, EjectionWithheld: w.state.ejectionWithheld, Circuit: w.state.circuit,
-		Endpoints: w.state.endpoints, DiscoveryFailed: w.state.discoveryFailed, MirrorDropped: w.state.mirrorDropped, Identity: w.identity, ConnectionRefused: w.state.connectionRefused,
-		PolicyLoad: w.state.policyLoad,
+		Endpoints: w.state.endpoints, DiscoveryFailed: w.state.discoveryFailed, MirrorDropped: w.state.mirrorDropped,
+		Identity: w.identity, ConnectionRefused: w.state.connectionRefused, PolicyLoad: w.state.policyLoad,
 	}
 	if w.tails.most > 0 {
 		o.AttemptEnd = w.attemptEnd
@@ -134,7 +133,7 @@ func (w *watcher) callStart(ctx context.Context, c *mesh.Call) context.Context {
 // cluster. Other hosts in documents or DNS may be anywhere, so they do not get it.
 func (w *watcher) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
 	if a.PeerID != "" || strings.HasSuffix(a.Call.Target.Host, w.settings.suffix) {
-		w.self.Load().tell(a)
+		w.self.Load().addTo(a)
 	}
 	if field.CallsGRPC(a.Call.Request) && !w.over.Load() {
 		w.streams.attempt(a)
@@ -192,15 +191,15 @@ func (w *watcher) pathOf(c *mesh.Call, now int64) *path {
 	a := c.Last
 	switch {
 	case c.Outside:
-		return w.beyond(c.Err != nil && errors.Is(c.Err, mesh.ErrNotInMesh), now)
+		return w.pathOutside(c.Err != nil && errors.Is(c.Err, mesh.ErrNotInMesh), now)
 	case a == nil || a.Peer == nil:
-		return w.nobody(c.Target.Host, c.Document != "", now)
+		return w.pathWithoutEndpoint(c.Target.Host, c.Document != "", now)
 	}
 	value := ""
 	if a.PeerID != "" {
-		value = claimed(c.ResponseHeader)
+		value = peerMetadata(c.ResponseHeader)
 	}
-	return w.reached(a.Peer, c.Target.Host, c.Document != "", a.PeerID, value, now)
+	return w.pathTo(a.Peer, c.Target.Host, c.Document != "", a.PeerID, value, now)
 }
 
 // The sizes of headers are estimated: HTTP/2 compresses them, and adding up their lengths would cost more than everything else.
@@ -261,7 +260,7 @@ func (w *watcher) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 		r.key |= isMTLS
 	}
 	for range recordTries {
-		if w.store.record(ctx, w.from(in.Peer, in.Request.Header, r.end), &r) {
+		if w.store.record(ctx, w.pathFrom(in.Peer, in.Request.Header, r.end), &r) {
 			return
 		}
 	}

@@ -75,13 +75,13 @@ func (w *watcher) newConn(c *mesh.Conn, now int64) *conn {
 func (w *watcher) pathOfConn(c *mesh.Conn, now int64) *path {
 	switch {
 	case c.Inbound:
-		return w.from(c.PeerID, nil, now)
+		return w.pathFrom(c.PeerID, nil, now)
 	case c.Outside:
-		return w.beyond(errors.Is(c.Err, mesh.ErrNotInMesh), now)
+		return w.pathOutside(errors.Is(c.Err, mesh.ErrNotInMesh), now)
 	case c.Endpoint == nil:
-		return w.nobody(c.Target.Host, false, now)
+		return w.pathWithoutEndpoint(c.Target.Host, false, now)
 	}
-	return w.reached(c.Endpoint, c.Target.Host, false, c.PeerID, "", now)
+	return w.pathTo(c.Endpoint, c.Target.Host, false, c.PeerID, "", now)
 }
 
 // update counts the bytes that were sent and received since the previous update.

@@ -124,7 +124,7 @@ func (s *streams) flush(w *watcher, now time.Time) {
 			if st.endpoint == nil || st.messages == [2]uint64{} || now.Sub(st.since) < messagesWait {
 				continue
 			}
-			p := w.reached(st.endpoint, st.host, st.documented, st.peer, "", now.Unix())
+			p := w.pathTo(st.endpoint, st.host, st.documented, st.peer, "", now.Unix())
 			w.store.messages(p, st.side, st.header, st.messages, now.Unix())
 			st.messages = [2]uint64{}
 		}
@@ -150,5 +150,5 @@ func (w *watcher) inboundMessage(_ context.Context, in *mesh.Inbound, sent bool)
 	var n [2]uint64
 	n[messageOf(!sent)] = 1
 	now := time.Now().Unix()
-	w.store.messages(w.from(in.Peer, in.Request.Header, now), overridden(in.Telemetry.Server()), in.Request.Header, n, now)
+	w.store.messages(w.pathFrom(in.Peer, in.Request.Header, now), overridden(in.Telemetry.Server()), in.Request.Header, n, now)
 }

@@ -26,11 +26,11 @@ type watcher struct {
 	self       atomic.Pointer[self]
 
 	// For outbound calls.
-	endpoints sync.Map // *discovery.Endpoint -> *endpoint
-	known     atomic.Int64
-	unreached unreached
-	outside   [2]atomic.Pointer[view] // allowed, refused
-	streams   streams
+	endpoints       sync.Map // *discovery.Endpoint -> *endpoint
+	known           atomic.Int64
+	withoutEndpoint withoutEndpoint
+	outside         [2]atomic.Pointer[view] // allowed, refused
+	streams         streams
 
 	// For inbound requests.
 	seed    maphash.Seed
@@ -49,8 +49,8 @@ type self struct {
 	value, named []string // the values of the two metadata headers
 }
 
-// tell adds the metadata to what is sent.
-func (s *self) tell(a *mesh.Attempt) {
+// addTo adds the metadata to an attempt.
+func (s *self) addTo(a *mesh.Attempt) {
 	if sent, ok := a.Sent.(*outgoing.Request); ok {
 		sent.SetShared(asserted.PeerMetadata, s.value)
 		sent.SetShared(asserted.PeerMetadataID, s.named)
@@ -150,8 +150,8 @@ func (e *endpoint) keep(v view) {
 	e.views.Store(&list) // a view that is lost in a race is found again
 }
 
-// reached returns the path of a call to an endpoint, or nil if there is no room for it. value is the metadata in the response.
-func (w *watcher) reached(to *discovery.Endpoint, host string, documented bool, peer, value string, now int64) *path {
+// pathTo returns the path of a call to an endpoint, or nil if there is no room for it. value is the metadata in the response.
+func (w *watcher) pathTo(to *discovery.Endpoint, host string, documented bool, peer, value string, now int64) *path {
 	self := w.self.Load()
 	if known, ok := w.endpoints.Load(to); ok {
 		e := known.(*endpoint)
@@ -162,13 +162,13 @@ func (w *watcher) reached(to *discovery.Endpoint, host string, documented bool, 
 			return p
 		}
 	}
-	return w.reachedAnew(self, to, host, documented, peer, value, now)
+	return w.newPathTo(self, to, host, documented, peer, value, now)
 }
 
 // mostEndpoints bounds the endpoints that are remembered.
 const mostEndpoints = 16 << 10
 
-func (w *watcher) reachedAnew(self *self, to *discovery.Endpoint, host string, documented bool, peer, value string, now int64) *path {
+func (w *watcher) newPathTo(self *self, to *discovery.Endpoint, host string, documented bool, peer, value string, now int64) *path {
 	if w.known.Load() >= mostEndpoints {
 		w.forget(now)
 	}
@@ -179,7 +179,7 @@ func (w *watcher) reachedAnew(self *self, to *discovery.Endpoint, host string, d
 	e := found.(*endpoint)
 	e.used.Store(now)
 	at := w.service(host, documented, now)
-	side, ok := w.believe(peer, value, now)
+	side, ok := w.trustedClaim(peer, value, now)
 	learned := e.learned.Load()
 	switch {
 	case ok && (learned == nil || *learned != side):
@@ -232,15 +232,15 @@ func (w *watcher) forget(now int64) {
 	}
 }
 
-// unreached has the paths of calls for which no endpoint was found, by host.
-type unreached struct {
+// withoutEndpoint has the paths of calls for which no endpoint was found, by host.
+type withoutEndpoint struct {
 	mu    sync.RWMutex
 	paths map[string]view
 }
 
-// nobody returns the path of a call for which no endpoint was found.
-func (w *watcher) nobody(host string, documented bool, now int64) *path {
-	u := &w.unreached
+// pathWithoutEndpoint returns the path of a call for which no endpoint was found.
+func (w *watcher) pathWithoutEndpoint(host string, documented bool, now int64) *path {
+	u := &w.withoutEndpoint
 	u.mu.RLock()
 	known := u.paths[host]
 	u.mu.RUnlock()
@@ -262,8 +262,8 @@ func (w *watcher) nobody(host string, documented bool, now int64) *path {
 	return p
 }
 
-// beyond returns the path of calls to hosts outside the mesh.
-func (w *watcher) beyond(refused bool, now int64) *path {
+// pathOutside returns the path of calls to hosts outside the mesh.
+func (w *watcher) pathOutside(refused bool, now int64) *path {
 	place, name := &w.outside[0], passedThrough
 	if refused {
 		place, name = &w.outside[1], blackHole
@@ -282,18 +282,18 @@ func (w *watcher) beyond(refused bool, now int64) *path {
 // caller is the peer of requests.
 type caller struct{ view }
 
-// from returns the path of requests of a peer, by its SPIFFE ID and the metadata in the request.
-func (w *watcher) from(peer string, header map[string][]string, now int64) *path {
+// pathFrom returns the path of requests of a peer, by its SPIFFE ID and the metadata in the request.
+func (w *watcher) pathFrom(peer string, header map[string][]string, now int64) *path {
 	var value, named string
 	if peer != "" {
-		value, named = claimed(header), field.First(header, asserted.PeerMetadataID)
+		value, named = peerMetadata(header), field.First(header, asserted.PeerMetadataID)
 	}
 	self := w.self.Load()
 	place := &w.callers[(maphash.String(w.seed, named)^maphash.String(w.seed, peer))%callerCount]
 	if c := place.Load(); c != nil && c.peer == peer && c.value == value && c.self == self && !c.gone.Load() {
 		return c.path
 	}
-	side, ok := w.believe(peer, value, now)
+	side, ok := w.trustedClaim(peer, value, now)
 	if !ok {
 		side = workload.ByIdentity(peer, w.settings.own.Cluster)
 	}

@@ -43,9 +43,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	})
 	ctx := call.Begin(req.Context(), limits)
 	at, bounded := ctx.Deadline()
-	watching := false
+	answered := false
 	defer func() {
-		if !watching {
+		if !answered { // also if Base has panicked
 			call.Failed(nil)
 		}
 	}()
@@ -64,7 +64,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, call.Failed(err)
 	}
-	watching = true
+	answered = true
 	call.body.Attach(resp, &call.Call)
 	call.Watch(resp)
 	attempt.Restore(resp, req, 1)

@@ -56,7 +56,7 @@ func NewIdentity(svid *x509svid.SVID, bundles ...*x509bundle.Bundle) (*Identity,
 		return nil, fmt.Errorf("tlsid: own certificate %s: no bundle of its own trust domain %q", id, id.TrustDomain())
 	}
 
-	// Time is not for here to judge: look at a moment when the leaf is valid, or else one when all that came with it is.
+	// Whether it is valid now does not matter here: take a time at which the leaf is valid, or else one at which all certificates are.
 	now := time.Now()
 	chain, err := trust.chain(id, svid.Certificates, within(now, svid.Certificates[:1]))
 	if err != nil {

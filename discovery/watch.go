@@ -46,73 +46,73 @@ type appointment struct {
 }
 
 // beginLocked begins the watch.
-func (s *watch) beginLocked() {
+func (w *watch) beginLocked() {
 	var ctx context.Context
-	ctx, s.cancel = context.WithCancelCause(context.Background())
-	s.refresh = make(chan struct{}, 1)
-	taker := &source.Taker[Endpoint]{Resolver: s.owner.resolver, Wake: s.wake, Asked: s.refresh}
-	s.busy = true
-	s.owner.running.Go(func() { s.run(ctx, taker) })
+	ctx, w.cancel = context.WithCancelCause(context.Background())
+	w.refresh = make(chan struct{}, 1)
+	taker := &source.Taker[Endpoint]{Resolver: w.owner.resolver, Wake: w.wake, Asked: w.refresh}
+	w.busy = true
+	w.owner.running.Go(func() { w.run(ctx, taker) })
 }
 
 // endLocked ends the watch.
-func (s *watch) endLocked() {
-	if s.ended {
+func (w *watch) endLocked() {
+	if w.ended {
 		return
 	}
-	s.ended = true
-	if s.cancel != nil {
-		s.cancel(errClosed)
+	w.ended = true
+	if w.cancel != nil {
+		w.cancel(errClosed)
 	}
-	if s.next != nil && s.next.timer != nil {
-		s.next.timer.Stop()
+	if w.next != nil && w.next.timer != nil {
+		w.next.timer.Stop()
 	}
-	if s.source != nil {
-		s.owner.running.Go(s.source.Stop) // without the lock: it may wait for somebody who wakes the watch
+	if w.source != nil {
+		w.owner.running.Go(w.source.Stop) // without the lock: it may wait for somebody who wakes the watch
 	}
-	s.tellLocked()
+	w.tellLocked()
 }
 
 // wake is told that the source has something new.
-func (s *watch) wake() {
-	s.owner.mu.Lock()
-	defer s.owner.mu.Unlock()
-	s.woken = true
-	s.proceedLocked()
+func (w *watch) wake() {
+	w.owner.mu.Lock()
+	defer w.owner.mu.Unlock()
+	w.woken = true
+	w.proceedLocked()
 }
 
 // ask has the source look again soon.
-func (s *watch) ask() {
-	s.owner.mu.Lock()
-	defer s.owner.mu.Unlock()
-	if s.source == nil {
+func (w *watch) ask() {
+	w.owner.mu.Lock()
+	defer w.owner.mu.Unlock()
+	if w.source == nil {
 		select {
-		case s.refresh <- struct{}{}:
+		case w.refresh <- struct{}{}:
 		default: // already requested
 		}
 		return
 	}
-	s.asked = true
-	s.proceedLocked()
+	w.asked = true
+	w.proceedLocked()
 }
 
 // proceedLocked takes the next step, on a goroutine, or sees to it that it is taken when it is due.
-func (s *watch) proceedLocked() {
-	if s.busy || s.ended || s.next == nil && !s.woken {
+func (w *watch) proceedLocked() {
+	if w.busy || w.ended || w.next == nil && !w.woken {
 		return
 	}
-	if s.next != nil {
-		if wait, ever := s.next.wait(s.woken, s.asked); !ever {
+	if w.next != nil {
+		if wait, ever := w.next.wait(w.woken, w.asked); !ever {
 			return
 		} else if wait > 0 {
-			s.next.set(wait, s.proceed)
+			w.next.set(wait, w.proceed)
 			return
 		}
 	}
-	s.busy = true
+	w.busy = true
 	var ctx context.Context
-	ctx, s.cancel = context.WithCancelCause(context.Background())
-	s.owner.running.Go(func() { s.step(ctx) })
+	ctx, w.cancel = context.WithCancelCause(context.Background())
+	w.owner.running.Go(func() { w.step(ctx) })
 }
 
 // wait returns how long the step has to wait. ever is false if it is not due before the source is woken.
@@ -139,69 +139,69 @@ func (a *appointment) set(after time.Duration, f func()) {
 }
 
 // proceed is called when a step is due, or was until just now.
-func (s *watch) proceed() {
-	s.owner.mu.Lock()
-	defer s.owner.mu.Unlock()
-	s.proceedLocked()
+func (w *watch) proceed() {
+	w.owner.mu.Lock()
+	defer w.owner.mu.Unlock()
+	w.proceedLocked()
 }
 
 // step takes a step of the source.
-func (s *watch) step(ctx context.Context) {
-	mu := &s.owner.mu
+func (w *watch) step(ctx context.Context) {
+	mu := &w.owner.mu
 	mu.Lock()
-	asked := s.asked && !s.woken && s.next.Least >= 0
-	s.woken, s.asked = false, false
+	asked := w.asked && !w.woken && w.next.Least >= 0
+	w.woken, w.asked = false, false
 	mu.Unlock()
 	var least time.Duration
-	next := s.source.Step(ctx, asked, func(endpoints []Endpoint, err error) bool {
+	next := w.source.Step(ctx, asked, func(endpoints []Endpoint, err error) bool {
 		if err != nil {
-			return s.fail(err)
+			return w.fail(err)
 		}
 		least = rest(len(endpoints))
-		return s.set(endpoints)
+		return w.set(endpoints)
 	})
 	mu.Lock()
 	defer mu.Unlock()
-	s.cancel(nil)
-	s.busy, s.cancel = false, nil
+	w.cancel(nil)
+	w.busy, w.cancel = false, nil
 	if least > 0 {
 		next.Least = max(next.Least, least)
 	}
-	if s.next == nil && next != (source.Turn{}) {
-		s.next = new(appointment)
+	if w.next == nil && next != (source.Turn{}) {
+		w.next = new(appointment)
 	}
-	if s.next != nil {
-		s.next.Turn, s.next.since = next, time.Now()
+	if w.next != nil {
+		w.next.Turn, w.next.since = next, time.Now()
 	}
-	s.proceedLocked()
+	w.proceedLocked()
 }
 
 // run begins to take the steps of a source, or follows a Resolver that has none.
-func (s *watch) run(ctx context.Context, taker *source.Taker[Endpoint]) {
+func (w *watch) run(ctx context.Context, taker *source.Taker[Endpoint]) {
 	sets, errs := pause.Pace{Burst: 100, Each: 10 * time.Millisecond}, pause.Errors() // the resolver may never wait
 	for failures := 1; ; failures++ {
-		for endpoints, err := range s.owner.resolver.Watch(taker.Context(ctx), s.service) {
+		for endpoints, err := range w.owner.resolver.Watch(taker.Context(ctx), w.service) {
 			if ctx.Err() != nil {
 				return
 			}
 			if err != nil {
-				s.fail(err)
+				w.fail(err)
 				_ = errs.Wait(ctx)
 				continue
 			}
 			failures = 0
-			s.set(endpoints)
+			w.set(endpoints)
 			_ = pause.For(ctx, rest(len(endpoints)))
 			_ = sets.Wait(ctx)
 		}
 		if taker.Source != nil {
-			s.follow(ctx, taker.Source)
+			w.follow(ctx, taker.Source)
 			return
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		s.fail(errWatchEnded)
+		w.fail(errWatchEnded)
 		if pause.For(ctx, backoff(max(failures, 1), restartLimit)) != nil {
 			return
 		}
@@ -209,18 +209,18 @@ func (s *watch) run(ctx context.Context, taker *source.Taker[Endpoint]) {
 }
 
 // follow takes the first step of a source.
-func (s *watch) follow(ctx context.Context, from source.Source[Endpoint]) {
-	s.owner.mu.Lock()
-	ended := s.ended
+func (w *watch) follow(ctx context.Context, from source.Source[Endpoint]) {
+	w.owner.mu.Lock()
+	ended := w.ended
 	if !ended {
-		s.source, s.refresh, s.woken = from, nil, true
+		w.source, w.refresh, w.woken = from, nil, true
 	}
-	s.owner.mu.Unlock()
+	w.owner.mu.Unlock()
 	if ended {
 		from.Stop()
 		return
 	}
-	s.step(ctx)
+	w.step(ctx)
 }
 
 // A set costs its subscribers time in proportion to its size. So after a large one the next is taken from the resolver only
@@ -240,21 +240,21 @@ func rest(n int) time.Duration {
 }
 
 // set takes a set of endpoints. It reports false if the watch has ended.
-func (s *watch) set(endpoints []Endpoint) bool {
+func (w *watch) set(endpoints []Endpoint) bool {
 	valid, err := validate(endpoints)
-	s.owner.mu.Lock()
-	if s.ended {
-		s.owner.mu.Unlock()
+	w.owner.mu.Lock()
+	if w.ended {
+		w.owner.mu.Unlock()
 		return false
 	}
-	s.endpoints = valid
-	s.version++
-	version := s.version
-	s.lastErr, s.unknown = nil, false
-	subs := slices.Clone(s.subs)
-	s.owner.mu.Unlock()
+	w.endpoints = valid
+	w.version++
+	version := w.version
+	w.lastErr, w.unknown = nil, false
+	subs := slices.Clone(w.subs)
+	w.owner.mu.Unlock()
 	if err != nil {
-		s.owner.onError(s.service, err)
+		w.owner.onError(w.service, err)
 	}
 	for _, sub := range subs {
 		sub.deliver(version, valid)
@@ -263,40 +263,40 @@ func (s *watch) set(endpoints []Endpoint) bool {
 }
 
 // fail takes an error. It reports false if the watch has ended.
-func (s *watch) fail(err error) bool {
-	s.owner.mu.Lock()
-	if s.ended {
-		s.owner.mu.Unlock()
+func (w *watch) fail(err error) bool {
+	w.owner.mu.Lock()
+	if w.ended {
+		w.owner.mu.Unlock()
 		return false
 	}
-	s.lastErr = err
+	w.lastErr = err
 	if errors.Is(err, ErrUnknownService) {
-		s.unknown = true
-		s.tellLocked()
+		w.unknown = true
+		w.tellLocked()
 	}
-	s.owner.mu.Unlock()
-	s.owner.onError(s.service, err)
+	w.owner.mu.Unlock()
+	w.owner.onError(w.service, err)
 	return true
 }
 
 // newsLocked returns a channel that is closed when there may be an answer.
-func (s *watch) newsLocked() <-chan struct{} {
-	if s.news == nil {
-		s.news = make(chan struct{})
+func (w *watch) newsLocked() <-chan struct{} {
+	if w.news == nil {
+		w.news = make(chan struct{})
 	}
-	return s.news
+	return w.news
 }
 
 // tell has every Wait look again.
-func (s *watch) tell() {
-	s.owner.mu.Lock()
-	defer s.owner.mu.Unlock()
-	s.tellLocked()
+func (w *watch) tell() {
+	w.owner.mu.Lock()
+	defer w.owner.mu.Unlock()
+	w.tellLocked()
 }
 
-func (s *watch) tellLocked() {
-	if s.news != nil {
-		close(s.news)
-		s.news = nil
+func (w *watch) tellLocked() {
+	if w.news != nil {
+		close(w.news)
+		w.news = nil
 	}
 }
