@@ -1,39 +1,18 @@
 package mesh_test
 
 import (
-	"context"
-	"iter"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/nosidecar/mesh"
-	"github.com/nosidecar/mesh/policy"
 )
-
-// feedOf is a feed that yields the documents sent to it.
-type feedOf chan []policy.Source
-
-func (f feedOf) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
-	return func(yield func([]policy.Source, error) bool) {
-		for {
-			select {
-			case sources := <-f:
-				if !yield(sources, nil) {
-					return
-				}
-			case <-ctx.Done():
-				return
-			}
-		}
-	}
-}
 
 // An observer that does not return makes Close wait, but not for ever.
 func TestCloseDoesNotWaitForEverForAnObserver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		feed, loads, proceed := make(feedOf, 2), 0, make(chan bool)
+		feed, loads, proceed := make(handFeed, 2), 0, make(chan bool)
 		feed <- nil
 		m, err := mesh.New(t.Context(), mesh.WithPolicyFeed(feed), mesh.WithEmptyPolicy(), mesh.WithObserver(mesh.Observer{
 			PolicyLoad: func(mesh.PolicyLoad) {

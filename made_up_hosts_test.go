@@ -8,20 +8,14 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/leak"
 )
 
 // Hosts that are longer than any name are not cached: otherwise callers that make them up could use up the memory.
 func TestLongHostsAreNotRemembered(t *testing.T) {
 	const times, length, most = 200, 256 << 10, 8 << 20
 	m := newMesh(t, "", mesh.WithDiscovery(discovery.Static{}), mesh.WithRegistryOnly())
-	heap := func() int64 {
-		var stats runtime.MemStats
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&stats)
-		return int64(stats.HeapAlloc)
-	}
-	before := heap()
+	before := leak.Heap()
 	for i := range times {
 		resp, err := m.Client().Get(fmt.Sprintf("http://%d.%s/", i, strings.Repeat("a", length)))
 		if err == nil {
@@ -29,7 +23,7 @@ func TestLongHostsAreNotRemembered(t *testing.T) {
 			t.Fatalf("a host of %d bytes answers %d", length, resp.StatusCode)
 		}
 	}
-	if grown := heap() - before; grown > most {
+	if grown := leak.Heap() - before; grown > most {
 		t.Errorf("%d long hosts hold %d MB, want at most %d", times, grown>>20, most>>20)
 	}
 	runtime.KeepAlive(m)

@@ -239,7 +239,7 @@ func TestSourcesThatIgnoreTheirContext(t *testing.T) {
 					open.Add(1)
 					return &noticed{Conn: conn, close: func() { open.Add(-1) }}, nil
 				}
-				sets := make(feedOf, 1)
+				sets := make(handFeed, 1)
 				sets <- []policy.Source{source(fmt.Sprintf(retriesTo, 1))}
 				var (
 					feed     mesh.Feed          = notedFeed{sets, &ended.feed}

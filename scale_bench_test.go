@@ -10,6 +10,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy"
 )
 
@@ -63,14 +64,14 @@ func memoryOfServices(tb testing.TB, services int, opts ...mesh.Option) (documen
 		text := strings.ReplaceAll(fmt.Sprintf(benchDocuments, "", ""), "user-service", name)
 		sources = append(sources, policy.Source{Name: name + ".yaml", Data: []byte(text)})
 	}
-	before := heapInUse()
+	before := leak.Heap()
 	m, err := mesh.New(tb.Context(), append(opts, mesh.WithDiscovery(&registry), mesh.WithPolicy(sources...))...)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	defer m.Close()
 	mesh.ReplaceConnections(m, noopTransport{})
-	loaded, running := heapInUse(), runtime.NumGoroutine()
+	loaded, running := leak.Heap(), runtime.NumGoroutine()
 	rt, buf := m.Transport(), make([]byte, 512)
 	for i := range services {
 		req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://s%d/users/42", i), nil)
@@ -79,16 +80,6 @@ func memoryOfServices(tb testing.TB, services int, opts ...mesh.Option) (documen
 		}
 		noopCall(tb, rt, req, buf)
 	}
-	after := heapInUse()
+	after := leak.Heap()
 	return float64(loaded-before) / float64(services), float64(after-loaded) / float64(services), runtime.NumGoroutine() - running
-}
-
-// heapInUse returns the bytes that are in use.
-func heapInUse() int64 {
-	for range 3 { // what is cleaned up in one round is free in the next
-		runtime.GC()
-	}
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"runtime"
 	"strings"
 	"testing"
 	"unicode"
@@ -155,27 +154,20 @@ func TestTokensOfDocumentsAreNotLogged(t *testing.T) {
 	}
 }
 
-func heap() uint64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
-}
-
 // Records that wait for a Writer that stalls do not keep all that callers have sent.
 func TestWaitingRecordsAreSmall(t *testing.T) {
 	leak.Check(t)
 	out := newGate()
 	access, _ := newLog(t, accesslog.Config{Writer: out})
 	const size, calls = 1 << 20, 64
-	before := heap()
+	before := leak.Heap()
 	for range calls {
 		request := newRequest("/")
 		request.RequestURI = "/" + strings.Repeat("p", size)
 		request.Header.Set("User-Agent", strings.Repeat("u", size))
 		access.Observer().InboundEnd(t.Context(), &mesh.Inbound{Request: request, Status: 200, GRPCStatus: -1})
 	}
-	if grown := int64(heap()) - int64(before); grown > size*calls/4 {
+	if grown := leak.Heap() - before; grown > size*calls/4 {
 		t.Errorf("%d records that wait keep %d bytes", calls, grown)
 	}
 	close(out.open)
@@ -192,7 +184,7 @@ func TestWaitingRecordsKeepNoRequestLines(t *testing.T) {
 	out := newGate()
 	access, _ := newLog(t, accesslog.Config{Writer: out})
 	const size, calls = 128 << 10, 64
-	before := heap()
+	before := leak.Heap()
 	o := access.Observer()
 	for i := range calls {
 		method := []string{"GET", "PROPFIND"}[i%2]
@@ -207,7 +199,7 @@ func TestWaitingRecordsKeepNoRequestLines(t *testing.T) {
 		call.Target.Host = strings.Repeat("h", size)
 		o.CallEnd(t.Context(), call)
 	}
-	if grown := int64(heap()) - int64(before); grown > size*calls/4 {
+	if grown := leak.Heap() - before; grown > size*calls/4 {
 		t.Errorf("%d records that wait keep %d bytes", 2*calls, grown)
 	}
 	close(out.open)

@@ -28,6 +28,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
@@ -147,14 +148,6 @@ func fed(t testing.TB) (*admin.Page, mesh.Observer) {
 	o := page.Observer()
 	meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(o))
 	return page, o
-}
-
-// heap returns how many bytes are in use.
-func heap() int {
-	var stats runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&stats)
-	return int(stats.HeapAlloc)
 }
 
 const ejects = `
@@ -1063,11 +1056,11 @@ func TestPage_Bounded(t *testing.T) {
 			o.InboundEnd(t.Context(), &mesh.Inbound{Request: request, Peer: fmt.Sprintf("spiffe://x/%d", i), Start: c.Start, Status: 500, GRPCStatus: -1})
 		}
 	}
-	before := heap()
+	before := leak.Heap()
 	drive(0, 1_000)
-	full := heap()
+	full := leak.Heap()
 	drive(1_000, 4_000)
-	if more := heap() - full; more > 1<<20 {
+	if more := leak.Heap() - full; more > 1<<20 {
 		t.Errorf("the heap grows by %d kB after everything is full", more>>10)
 	}
 	if full-before > 16<<20 {
@@ -1140,7 +1133,7 @@ func BenchmarkObserver(b *testing.B) {
 // TestPage_KeepsNoRequestLines: a call that is kept keeps nothing of the request it was, such as a line of a megabyte.
 func TestPage_KeepsNoRequestLines(t *testing.T) {
 	page, o := fed(t)
-	before := heap()
+	before := leak.Heap()
 	for i := range 200 {
 		line := "GET /" + strings.Repeat("x", 256<<10) + " HTTP/1.1\r\nHost: api\r\n\r\n"
 		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(line)))
@@ -1149,7 +1142,7 @@ func TestPage_KeepsNoRequestLines(t *testing.T) {
 		}
 		o.InboundEnd(t.Context(), &mesh.Inbound{Request: r, Peer: fmt.Sprintf("spiffe://x/%d", i%50), Start: time.Now(), Status: 500, GRPCStatus: -1})
 	}
-	if more := heap() - before; more > 8<<20 {
+	if more := leak.Heap() - before; more > 8<<20 {
 		t.Errorf("the page keeps %d MB of 200 requests, want 8 at most", more>>20)
 	}
 	if r := reportOf(t, page); len(r.Calls) != 200 {
@@ -1422,7 +1415,7 @@ func TestPage_DiscoveryFailsOften(t *testing.T) {
 // TestPage_LongHosts: hosts that are longer than names can be, which whoever chooses hosts may send, take no room of their own.
 func TestPage_LongHosts(t *testing.T) {
 	page, o := fed(t)
-	before := heap()
+	before := leak.Heap()
 	for i := range 200 {
 		c := &mesh.Call{Request: httptest.NewRequest("GET", "http://api/", nil), Start: time.Now().Add(-time.Duration(i) * time.Second / 10), GRPCStatus: -1, Attempts: 1}
 		c.Err, c.Target.Host = errors.New("no such host"), strings.Repeat("x", 256<<10)+fmt.Sprint(i)
@@ -1433,7 +1426,7 @@ func TestPage_LongHosts(t *testing.T) {
 		o.ConnEnd(conn)
 		o.DiscoveryFailed(discovery.Service{Host: c.Target.Host}, c.Err)
 	}
-	if more := heap() - before; more > 8<<20 {
+	if more := leak.Heap() - before; more > 8<<20 {
 		t.Errorf("the page keeps %d MB of 200 hosts, want 8 at most", more>>20)
 	}
 	if r := reportOf(t, page); len(r.Destinations) != 1 || !r.Destinations[0].Others || r.Destinations[0].Calls != 200 || r.Destinations[0].Connections.Opened != 200 {

@@ -16,6 +16,7 @@ import (
 	"github.com/nosidecar/mesh/admin"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
@@ -115,7 +116,7 @@ func TestPage_ClientsThatTakeNothing(t *testing.T) {
 		f := new(meshtest.Fleet)
 		page, _ := attach(t, f, admin.Config{Name: strings.Repeat("x", 1<<20)}, "")
 		f.Network.Serve(t, "10.1.1.1:80", page)
-		before := heap()
+		before := leak.Heap()
 		for range 100 {
 			conn, err := f.Network.DialContext(t.Context(), "tcp", "10.1.1.1:80")
 			if err != nil {
@@ -125,7 +126,7 @@ func TestPage_ClientsThatTakeNothing(t *testing.T) {
 			fmt.Fprint(conn, "GET /?format=text HTTP/1.1\r\nHost: 10.1.1.1\r\n\r\n")
 		}
 		synctest.Wait()
-		if more := heap() - before; more > 64<<20 {
+		if more := leak.Heap() - before; more > 64<<20 {
 			t.Errorf("100 clients that take nothing hold %d MB, want 64 at most", more>>20)
 		}
 		time.Sleep(5 * time.Minute) // of the bubble

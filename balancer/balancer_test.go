@@ -15,6 +15,7 @@ import (
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/leak"
 )
 
 // newBalancer returns a balancer whose picks are the same in every run of a test, if they are made one by one.
@@ -822,21 +823,14 @@ func TestSubset(t *testing.T) {
 // Of ten thousand endpoints most are never called, so each is to take little memory.
 func TestMemoryOfEndpoints(t *testing.T) {
 	const n = 10_000
-	heap := func() uint64 {
-		var stats runtime.MemStats
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&stats)
-		return stats.HeapAlloc
-	}
-	for algorithm, most := range map[balancer.Algorithm]uint64{
+	for algorithm, most := range map[balancer.Algorithm]int{
 		balancer.LeastRequest: 512, balancer.PeakEWMA: 512, balancer.WeightedRoundRobin: 512, balancer.Maglev: 512, balancer.RingHash: 1024,
 	} {
 		b := newBalancer(t, balancer.Config{Algorithm: algorithm})
 		set := endpoints(n)
-		before := heap()
+		before := leak.Heap()
 		b.Update(set)
-		each := (heap() - before) / n
+		each := (leak.Heap() - before) / n
 		t.Logf("%v: %d bytes", algorithm, each)
 		if each > most {
 			t.Errorf("%v: an endpoint takes %d bytes, want at most %d", algorithm, each, most)

@@ -20,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/asserted"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/metrics/internal/peermeta"
 	"github.com/nosidecar/mesh/policy/route"
@@ -45,11 +46,11 @@ func TestNobodyMakesSeriesWithoutBound(t *testing.T) {
 	var before int
 	for i := range calls {
 		if i == warm {
-			before = heap()
+			before = leak.Heap()
 		}
 		anything(t, o, random)
 	}
-	after := heap()
+	after := leak.Heap()
 	if n := len(p.scrape(t, "istio_requests_total")); n > limit || n < limit/4 {
 		t.Errorf("%d sets of labels, want at most %d and some", n, limit)
 	}
@@ -102,26 +103,18 @@ func anything(t *testing.T, o mesh.Observer, random *rand.Rand) {
 	ends(o, c)
 }
 
-func heap() int {
-	runtime.GC()
-	runtime.GC()
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return int(stats.HeapAlloc)
-}
-
 // A set of labels takes about 3 kB.
 func TestMemoryOfIdentities(t *testing.T) {
 	const n = 1000
 	p := newProcess(t, metrics.Config{MaxIdentities: 2 * n})
 	o := p.Observer()
-	before := heap()
+	before := leak.Heap()
 	for i := range n {
 		c := call(t, fmt.Sprintf("service-%d.shop.svc.cluster.local", i), &discovery.Endpoint{Labels: map[string]string{"app": fmt.Sprint("app-", i)}}, "")
 		c.Document = "document"
 		ends(o, c)
 	}
-	each := (heap() - before) / n
+	each := (leak.Heap() - before) / n
 	t.Logf("%d bytes each", each)
 	if each > 5<<10 {
 		t.Errorf("a set of labels takes %d bytes, want about 3 kB", each)

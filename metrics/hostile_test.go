@@ -11,6 +11,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy/telemetry"
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,7 +23,7 @@ func TestLongHeadersAreNotKept(t *testing.T) {
 	o := p.Observer()
 	side := telemetry.Side{Metrics: map[string]telemetry.Metric{"REQUEST_COUNT": {Set: []telemetry.Tag{{Name: "tenant", Header: "X-Tenant"}}}}}
 	settings := telemetry.New(side, side)
-	before := heap()
+	before := leak.Heap()
 	for i := range 64 {
 		c := call(t, "api.default.svc.cluster.local", nil, "")
 		c.Status, c.Telemetry = 200+i, settings
@@ -31,7 +32,7 @@ func TestLongHeadersAreNotKept(t *testing.T) {
 			ends(o, c)
 		}
 	}
-	if grown := heap() - before; grown > 8<<20 {
+	if grown := leak.Heap() - before; grown > 8<<20 {
 		t.Errorf("a thousand long headers keep %d MB", grown>>20)
 	}
 	if got := p.total(t, "istio_requests_total", "tenant", strings.Repeat("x", 253)); got != 64*16 {
@@ -45,13 +46,13 @@ func TestLongHostsAreNotKept(t *testing.T) {
 	for _, long := range []string{"%s%d", "%[2]d%[1]s"} { // they differ before or after the part that labels show
 		p := newProcess(t, metrics.Config{})
 		o := p.Observer()
-		before := heap()
+		before := leak.Heap()
 		for i := range 200 {
 			c := call(t, fmt.Sprintf(long, strings.Repeat("x", 256<<10), i)+".default.svc.cluster.local", nil, "")
 			c.Status = 503
 			ends(o, c)
 		}
-		if grown := heap() - before; grown > 8<<20 {
+		if grown := leak.Heap() - before; grown > 8<<20 {
 			t.Errorf("200 long hosts keep %d MB", grown>>20)
 		}
 		if got := p.total(t, "istio_requests_total"); got != 200 {
@@ -65,14 +66,14 @@ func TestLongHostsAreNotKept(t *testing.T) {
 func TestAttemptsToLongHosts(t *testing.T) {
 	p := newProcess(t, metrics.Config{MaxEndpoints: 100})
 	o := p.Observer()
-	before := heap()
+	before := leak.Heap()
 	for i := range 100 {
 		c := call(t, strings.Repeat("x", 256<<10)+fmt.Sprint(i), &discovery.Endpoint{}, "")
 		c.Last.Endpoint, c.Last.Start, c.Last.Status, c.Last.GRPCStatus = "10.0.0.1:80", c.Start, 200, -1
 		o.AttemptEnd(t.Context(), c.Last)
 		ends(o, c)
 	}
-	if grown := heap() - before; grown > 8<<20 {
+	if grown := leak.Heap() - before; grown > 8<<20 {
 		t.Errorf("100 long hosts keep %d MB", grown>>20)
 	}
 	p.is(t, 100, "mesh_attempt_duration_milliseconds", "endpoint", "10.0.0.1:80")
@@ -83,7 +84,7 @@ func TestAttemptsToLongHosts(t *testing.T) {
 func TestLongMetadataIsNotKept(t *testing.T) {
 	p := newProcess(t, metrics.Config{})
 	o := identified(t, p.Observer())
-	before := heap()
+	before := leak.Heap()
 	endpoint := &discovery.Endpoint{}
 	for i := range 200 {
 		value := strings.Repeat("A", 256<<10) + fmt.Sprint(i)
@@ -97,7 +98,7 @@ func TestLongMetadataIsNotKept(t *testing.T) {
 		c.ResponseHeader = http.Header{"X-Envoy-Peer-Metadata": {value}}
 		ends(o, c)
 	}
-	if grown := heap() - before; grown > 4<<20 {
+	if grown := leak.Heap() - before; grown > 4<<20 {
 		t.Errorf("400 long values keep %d MB", grown>>20)
 	}
 	if p.total(t, "istio_requests_total", "source_workload", "web") != 200 || p.total(t, "mesh_peer_metadata_refused_total") == 0 {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -248,20 +249,18 @@ func TestRecompile_AllocatesLittle(t *testing.T) {
 	for _, test := range []struct {
 		name      string
 		documents func(timeout string) []policy.Source
-		most      uint64
+		most      int
 	}{{"each a source", each, 100}, {"one source", one, 300}, {"each an object", objects, 100}} {
 		name, documents := test.name, test.documents
 		last, _ := policy.Compile(documents("1s"), workload)
 		last, _ = policy.Recompile(last, documents("2s"), workload)
 		sources := documents("3s")
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		plan, findings := policy.Recompile(last, sources, workload)
-		runtime.ReadMemStats(&after)
+		var plan *policy.Plan
+		var findings policy.Findings
+		bytes := leak.Allocated(func() { plan, findings = policy.Recompile(last, sources, workload) }) / (2 * n)
 		if plan == nil {
 			t.Fatal(findings)
 		}
-		bytes := (after.TotalAlloc - before.TotalAlloc) / (2 * n)
 		t.Logf("%s: %d bytes for each document", name, bytes)
 		if bytes > test.most {
 			t.Errorf("%s: a change allocates %d bytes for each document", name, bytes)
@@ -336,26 +335,19 @@ func TestManyServicesWithSmallProfiles(t *testing.T) {
 // TestHeapPerService bounds the memory of services that nobody calls, after the documents were loaded and loaded again.
 func TestHeapPerService(t *testing.T) {
 	const n = 2000
-	heap := func() uint64 {
-		var stats runtime.MemStats
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&stats)
-		return stats.HeapAlloc
-	}
 	for _, kind := range kinds {
 		sources, changed := kind.documents(n, "10s"), kind.documents(n, "20s")
-		before := heap()
+		before := leak.Heap()
 		plan, findings := policy.Compile(sources, workload)
 		if plan == nil {
 			t.Fatal(findings)
 		}
-		each := (int64(heap()) - int64(before)) / n
+		each := (leak.Heap() - before) / n
 		plan, findings = policy.Recompile(plan, changed, workload)
 		if plan == nil {
 			t.Fatal(findings)
 		}
-		again := (int64(heap()) - int64(before)) / n
+		again := (leak.Heap() - before) / n
 		t.Logf("%s: %d bytes, %d after a change", kind.name, each, again)
 		if each > kind.most || again > kind.most {
 			t.Errorf("%s: a service that nobody calls takes %d bytes, and %d after a change, want at most %d", kind.name, each, again, kind.most)
@@ -370,7 +362,7 @@ func TestHeapPerService(t *testing.T) {
 var kinds = []struct {
 	name      string
 	documents func(n int, timeout string) []policy.Source
-	most      int64
+	most      int
 }{{"plain", services, 2 << 10}, {"delegates", delegating, 2 << 10}, {"profiles", profiled, 2 << 10}, {"alone", alone, 3 << 10}}
 
 // alone returns the documents of n services as an API server has them, each in a source of its own.

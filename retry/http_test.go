@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -141,15 +140,12 @@ func TestStreamedPutIsSentOnce(t *testing.T) {
 	}
 	resp.Body.Close()
 
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	resp, err = put(started)
-	runtime.ReadMemStats(&after)
+	allocated := leak.Allocated(func() { resp, err = put(started) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+	if n := allocated; n > 1<<20 {
 		t.Errorf("%d bytes allocated for a call of %d", n, size)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -331,22 +332,12 @@ func TestConnectionsLeaveNoCertificatesBehind(t *testing.T) {
 	}
 	connect()
 	const connections = 4000
-	before := heap()
+	before := leak.Heap()
 	for range connections {
 		connect()
 	}
-	if grown := int64(heap()) - int64(before); grown > connections*200 {
+	if grown := leak.Heap() - before; grown > connections*200 {
 		t.Errorf("%d connections that are gone left %d bytes", connections, grown)
 	}
 	runtime.KeepAlive(own)
-}
-
-// heap returns how much memory is in use.
-func heap() uint64 {
-	var stats runtime.MemStats
-	for range 3 {
-		runtime.GC()
-	}
-	runtime.ReadMemStats(&stats)
-	return stats.HeapAlloc
 }

@@ -12,6 +12,7 @@ import (
 	"weak"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -40,28 +41,19 @@ func documented(t *testing.T, hosts int) (*Engine, []route.Target) {
 	return e, targets
 }
 
-// allocated returns how many bytes f allocates.
-func allocated(f func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	f()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
-
 // The first call of a service once copied the table of all services.
 func TestFirstCallCostsTheSameHoweverManyServicesThereAre(t *testing.T) {
 	const many, few = 4000, 100
 	e, targets := documented(t, many)
 	plan := e.Plan()
-	call := func(targets []route.Target) uint64 {
-		return allocated(func() {
+	call := func(targets []route.Target) int {
+		return leak.Allocated(func() {
 			for _, target := range targets {
 				if c, current, err := e.create(plan, target); c == nil || !current || err != nil {
 					t.Fatal(c, current, err)
 				}
 			}
-		}) / uint64(len(targets))
+		}) / len(targets)
 	}
 	first := call(targets[:few])
 	call(targets[few : many-few])
@@ -89,7 +81,7 @@ func TestHostsAreCachedWithoutACliff(t *testing.T) {
 			cache.get("http", name)
 		}
 	}
-	if first := allocated(ask) / hosts; first > 4096 {
+	if first := leak.Allocated(ask) / hosts; first > 4096 {
 		t.Errorf("a new host allocates %d bytes", first)
 	}
 	least := math.Inf(1) // other goroutines of the process allocate now and then
@@ -165,7 +157,7 @@ func TestCachedHostsKeepNoHeader(t *testing.T) {
 // A change of one endpoint once copied and described all of them.
 func TestChangeOfOneEndpointIsCheap(t *testing.T) {
 	const endpoints, updates = 10_000, 6
-	for subset, most := range map[string]uint64{"": 100, "v1": 250} { // without the race detector, which empties pools, both are the same
+	for subset, most := range map[string]int{"": 100, "v1": 250} { // without the race detector, which empties pools, both are the same
 		e := scaled(t, 0)
 		if err := e.Treat(func(_ route.Target, c *policy.Cluster) {
 			c.Missing = false
@@ -185,7 +177,7 @@ func TestChangeOfOneEndpointIsCheap(t *testing.T) {
 		}
 		c.update(set)
 		c.update(set[1:])
-		bytes := allocated(func() {
+		bytes := leak.Allocated(func() {
 			for i := range updates {
 				c.update(set[i%2:])
 			}
@@ -202,16 +194,9 @@ func TestChangeOfOneEndpointIsCheap(t *testing.T) {
 // Of ten thousand endpoints most are never called. Each once had sockets of its own for that.
 func TestEndpointsThatAreNotCalledTakeLittleMemory(t *testing.T) {
 	const endpoints = 10_000
-	heap := func() uint64 {
-		var stats runtime.MemStats
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&stats)
-		return stats.HeapAlloc
-	}
 	for _, test := range []struct {
 		eject bool
-		most  uint64 // bytes for each
+		most  int // bytes for each
 	}{{false, 384}, {true, 512}} {
 		e := scaled(t, 0)
 		if err := e.Treat(func(_ route.Target, c *policy.Cluster) { c.Eject = test.eject }); err != nil {
@@ -225,9 +210,9 @@ func TestEndpointsThatAreNotCalledTakeLittleMemory(t *testing.T) {
 		for i := range set {
 			set[i] = discovery.Endpoint{Address: fmt.Sprintf("10.0.%d.%d", i>>8, i&255), Port: 80}
 		}
-		before := heap()
+		before := leak.Heap()
 		c.update(set)
-		if each := (heap() - before) / endpoints; each > test.most {
+		if each := (leak.Heap() - before) / endpoints; each > test.most {
 			t.Errorf("with ejections %v: an endpoint takes %d bytes, want at most %d", test.eject, each, test.most)
 		}
 		runtime.KeepAlive(set)

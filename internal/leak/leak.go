@@ -1,4 +1,4 @@
-// Package leak finds goroutines that tests have left running.
+// Package leak finds goroutines that tests have left running, and measures the memory that tests are about.
 package leak
 
 import (

@@ -3,13 +3,13 @@ package yamldoc_test
 import (
 	"bytes"
 	"fmt"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
@@ -139,15 +139,6 @@ func FuzzParse_LosesNothing(f *testing.F) {
 	})
 }
 
-// allocated returns how many bytes f allocates.
-func allocated(f func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	f()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
-
 // TestParse_CostsWhatItsSizeSuggests bounds the work that a stream can ask for, by what it allocates: parsing allocates at
 // every step.
 func TestParse_CostsWhatItsSizeSuggests(t *testing.T) {
@@ -155,7 +146,7 @@ func TestParse_CostsWhatItsSizeSuggests(t *testing.T) {
 	fill := func(unit string) string { return strings.Repeat(unit, size/len(unit)) }
 	tests := []struct {
 		name, yaml string
-		most       uint64 // MiB
+		most       int    // MiB
 		want       string // of a problem
 	}{
 		{"tiny documents", fill("---\na: b\n"), 64, "more than 20000 documents: split it into several files"},
@@ -169,7 +160,7 @@ func TestParse_CostsWhatItsSizeSuggests(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var docs []*yamldoc.Document
-			used := allocated(func() { docs = yamldoc.Parse([]byte(tt.yaml))[0] })
+			used := leak.Allocated(func() { docs = yamldoc.Parse([]byte(tt.yaml))[0] })
 			if used > tt.most<<20 {
 				t.Errorf("%d bytes cost %d MiB of allocations, want at most %d", len(tt.yaml), used>>20, tt.most)
 			}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy/jwt"
 )
 
@@ -324,12 +325,6 @@ func TestRememberedTokens(t *testing.T) {
 
 // What is remembered takes bounded memory, whatever is in the tokens, and however long the lines are in which they came.
 func TestRememberedTokensTakeBoundedMemory(t *testing.T) {
-	heap := func() int {
-		runtime.GC()
-		var stats runtime.MemStats
-		runtime.ReadMemStats(&stats)
-		return int(stats.HeapAlloc)
-	}
 	k := signer{"k", "EdDSA", ed25519Key()}
 	set := keys(t, k)
 	for name, claims := range map[string]string{
@@ -339,7 +334,7 @@ func TestRememberedTokensTakeBoundedMemory(t *testing.T) {
 		"escapes":     `"l":"` + strings.Repeat(`\n`, 4000) + `"`,
 	} {
 		a := authenticator(t, jwt.Rule{Keys: set})
-		before := heap()
+		before := leak.Heap()
 		for i := range 250 {
 			r := request("/")
 			r.Header["Authorization"] = []string{strings.Repeat(" ", 100_000) + "Bearer " + k.token(fmt.Sprintf(`{"n":%d,%s}`, i, claims))}
@@ -347,7 +342,7 @@ func TestRememberedTokensTakeBoundedMemory(t *testing.T) {
 				t.Fatal(result.Err)
 			}
 		}
-		if took := heap() - before; took > 10<<20 {
+		if took := leak.Heap() - before; took > 10<<20 {
 			t.Errorf("%s: what is remembered takes %d bytes", name, took)
 		}
 		runtime.KeepAlive(a)
@@ -404,11 +399,7 @@ func TestRealmOfALongQuery(t *testing.T) {
 	r := request("/")
 	for name, query := range map[string]string{"many parameters": strings.Repeat("&", 1<<20), "many tokens": strings.Repeat("access_token&", 100_000)} {
 		r.URL.RawQuery = query
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		a.Realm(r)
-		runtime.ReadMemStats(&after)
-		if took := after.TotalAlloc - before.TotalAlloc; took > 64<<10 {
+		if took := leak.Allocated(func() { a.Realm(r) }); took > 64<<10 {
 			t.Errorf("%s: %d bytes", name, took)
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/jwttest"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy/jwt"
 )
 
@@ -306,14 +306,8 @@ func TestOldKeySetsAreNotKept(t *testing.T) {
 	const sets, size = 20, 900_000
 	k := signer{"k", "EdDSA", ed25519Key()}
 	set := func(n int) string { return keySet(t, k.jwk(t, nil)) + strings.Repeat(" ", size-n) }
-	heap := func() int {
-		runtime.GC()
-		var stats runtime.MemStats
-		runtime.ReadMemStats(&stats)
-		return int(stats.HeapAlloc)
-	}
 	fetching(t, fetched, says(200, set(0), "Cache-Control", "max-age=0"), func(t *testing.T, s *server, _ *jwt.Remotes, judge func(string) string) {
-		before := heap()
+		before := leak.Heap()
 		for n := range sets {
 			s.set(says(200, set(n+1), "Cache-Control", "max-age=0"))
 			time.Sleep(time.Minute)
@@ -321,7 +315,7 @@ func TestOldKeySetsAreNotKept(t *testing.T) {
 				t.Fatalf("got %q, want %q", got, want)
 			}
 		}
-		if more := heap() - before; more > sets*size/4 {
+		if more := leak.Heap() - before; more > sets*size/4 {
 			t.Errorf("after %d key sets of %d bytes, %d bytes more are in use", sets, size, more)
 		}
 		judge(k.token(user)) // until here, everything is in use

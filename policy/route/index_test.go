@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
@@ -195,19 +196,12 @@ func TestIndexTellsMatchesApart(t *testing.T) {
 }
 
 func TestIndexIsSmall(t *testing.T) {
-	heap := func() int64 {
-		var stats runtime.MemStats
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&stats)
-		return int64(stats.HeapAlloc)
-	}
 	const n, most = 2000, 400
 	for _, kind := range kinds {
 		table := kindOf(t, n, kind.match)
-		before := heap()
+		before := leak.Heap()
 		table.Match(&route.Request{Path: "/"})
-		if each := (heap() - before) / n; each > most {
+		if each := (leak.Heap() - before) / n; each > most {
 			t.Errorf("%s: the index takes %d bytes for each match, want at most %d", kind.name, each, most)
 		}
 		runtime.KeepAlive(table)
