@@ -2,7 +2,6 @@ package fault_test
 
 import (
 	"math"
-	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -85,39 +84,5 @@ func TestConfig_Decide(t *testing.T) {
 				t.Errorf("Decide = %+v, want %+v", got, tt.want)
 			}
 		})
-	}
-}
-
-func TestConfig_DecideShares(t *testing.T) {
-	const calls = 100_000
-	config := fault.Config{
-		Delay: fault.Delay{Fraction: 0.5, Fixed: time.Second},
-		Abort: fault.Abort{Fraction: 0.2, HTTPStatus: 503},
-	}
-	seed := rand.Uint64()
-	random := rand.New(rand.NewPCG(seed, 0))
-	var delays, aborts, both int
-	for range calls {
-		d := config.Decide(random.Uint32N)
-		if d.Delay > 0 {
-			delays++
-		}
-		if d.Abort {
-			aborts++
-			if d.Delay > 0 {
-				both++
-			}
-		}
-	}
-	// Beyond five standard deviations: less than one run in a million.
-	for _, tt := range []struct {
-		name  string
-		count int
-		share float64
-	}{{"delays", delays, 0.5}, {"aborts", aborts, 0.2}, {"both", both, 0.1}} {
-		mean, deviation := tt.share*calls, math.Sqrt(calls*tt.share*(1-tt.share))
-		if math.Abs(float64(tt.count)-mean) > 5*deviation {
-			t.Errorf("%s: %d of %d calls, want about %v (seed %d)", tt.name, tt.count, calls, mean, seed)
-		}
 	}
 }
