@@ -217,6 +217,9 @@ type Decision struct {
 	// [jwt.Error]: https://pkg.go.dev/github.com/nosidecar/mesh/policy/jwt#Error
 	BadToken bool
 
+	// Steady says that headers and hosts cannot have changed the decision: no rule depends on them.
+	Steady bool
+
 	// Audit is the first rule of an Audit policy that matches.
 	Audit Match
 

@@ -429,6 +429,38 @@ func TestExtendedCONNECTIsDeniedLikeAGET(t *testing.T) {
 	}
 }
 
+// A decision is steady if no rule, enforced or not, depends on headers or hosts.
+func TestSteady(t *testing.T) {
+	for name, tt := range map[string]struct {
+		policies []authz.Policy
+		method   string
+		want     bool
+	}{
+		"no policy":                 {nil, http.MethodPost, true},
+		"paths":                     {[]authz.Policy{allow(paths("/a"))}, http.MethodPost, true},
+		"paths, CONNECT":            {[]authz.Policy{allow(paths("/a"))}, http.MethodConnect, false},
+		"principals":                {[]authz.Policy{allow(from(authz.Source{Principals: []string{web}}))}, http.MethodPost, true},
+		"hosts":                     {[]authz.Policy{allow(to(authz.Operation{Hosts: []string{"a"}}))}, http.MethodPost, false},
+		"hosts of another policy":   {[]authz.Policy{allow(paths("/a")), audit(to(authz.Operation{NotHosts: []string{"a"}}))}, http.MethodPost, false},
+		"a header":                  {[]authz.Policy{deny(when(authz.Condition{Key: "request.headers[x]", Values: []string{"a"}}))}, http.MethodPost, false},
+		"a header of a dry run":     {[]authz.Policy{dryRun(deny(when(authz.Condition{Key: "request.headers[x]", Values: []string{"a"}})))}, http.MethodPost, false},
+		"a server name, not a host": {[]authz.Policy{allow(when(authz.Condition{Key: "connection.sni", Values: []string{"a"}}))}, http.MethodPost, true},
+		"a permission with a header": {[]authz.Policy{{Name: "i", Intentions: &authz.Intentions{
+			Peers: "cluster.local/ns/default/dc/{*}/svc/{*}",
+			List: []authz.Intention{{
+				Match: authz.Match{Policy: "i"}, Principal: "cluster.local/ns/default/dc/{*}/svc/{*}",
+				Permissions: []authz.Permission{{Allow: true, Headers: []authz.HeaderMatch{{Name: "x", Present: true}}}},
+			}},
+		}}}, http.MethodPost, false},
+	} {
+		r := request()
+		r.Method = tt.method
+		if got := compile(t, tt.policies...).Decide(&r).Steady; got != tt.want {
+			t.Errorf("%s: %t, want %t", name, got, tt.want)
+		}
+	}
+}
+
 func TestRawTCP(t *testing.T) {
 	get := authz.Operation{Methods: []string{"GET"}}
 	port := authz.Operation{Ports: []uint16{8080}}

@@ -1,5 +1,7 @@
 package authz
 
+import "net/http"
+
 var noMatch = Match{Rule: -1}
 
 // Authorizer has compiled policies. It is immutable and safe for concurrent use. A nil Authorizer and the zero value have no
@@ -29,9 +31,10 @@ type ruleSet struct {
 func (a *Authorizer) Decide(r *Request) (d Decision) {
 	d.Match, d.Audit, d.Shadow.Match = noMatch, noMatch, noMatch
 	if a == nil || !a.present {
-		d.Allowed, d.Reason = true, reasonNone
+		d.Allowed, d.Steady, d.Reason = true, true, reasonNone
 		return d
 	}
+	d.Steady = a.slots == 0 && !a.hosts && r.Method != http.MethodConnect // which a header may extend
 	var one [2]reading
 	var host [1]string
 	q := query{Request: r, paths: one[:1], slots: a.slots}

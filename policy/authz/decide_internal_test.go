@@ -32,7 +32,7 @@ func FuzzDecide(f *testing.F) {
 		rng := rand.New(rand.NewPCG(request, 2))
 		for range 8 {
 			r := randomRequest(rng, path)
-			got, want := a.Decide(&r), refDecide(policies, cfg, &r)
+			got, want := decide(t, a, rng, &r), refDecide(policies, cfg, &r)
 			if got != want {
 				t.Fatalf("Decide(%+v)\n of %+v\n = %+v,\nwant %+v", r, policies, got, want)
 			}
@@ -54,7 +54,7 @@ func TestDecideAgrees(t *testing.T) {
 		}
 		for range 20 {
 			r := randomRequest(rng, pick(rng, paths...))
-			got, want := a.Decide(&r), refDecide(policies, cfg, &r)
+			got, want := decide(t, a, rng, &r), refDecide(policies, cfg, &r)
 			if got != want {
 				t.Fatalf("Decide(%+v)\n of %+v\n = %+v,\nwant %+v", r, policies, got, want)
 			}
@@ -68,6 +68,25 @@ func TestDecideAgrees(t *testing.T) {
 	if allowed < 100 || denied < 100 {
 		t.Errorf("%d requests were allowed by a rule and %d denied: the policies test nothing", allowed, denied)
 	}
+}
+
+// decide returns the decision about a request, without Steady, which it checks: requests with other headers and another host get the same.
+func decide(t *testing.T, a *Authorizer, rng *rand.Rand, r *Request) Decision {
+	t.Helper()
+	got := a.Decide(r)
+	if got.Steady {
+		other := randomRequest(rng, "/")
+		if !other.L4 {
+			other.Header[":protocol"] = []string{"websocket"}
+		}
+		other.Host, r.Host, other.Header, r.Header = r.Host, other.Host, r.Header, other.Header
+		if now := a.Decide(r); now != got {
+			t.Fatalf("Decide(%+v) = %+v, want %+v as with the host %s and the header %v", r, now, got, other.Host, other.Header)
+		}
+		r.Host, r.Header = other.Host, other.Header
+	}
+	got.Steady = false
+	return got
 }
 
 func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }

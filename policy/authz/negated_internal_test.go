@@ -36,7 +36,7 @@ func TestNegatedPathsAgree(t *testing.T) {
 		}
 		for range 10 {
 			r := randomRequest(rng, pick(rng, paths...))
-			got, want := a.Decide(&r), refDecide(policies, cfg, &r)
+			got, want := decide(t, a, rng, &r), refDecide(policies, cfg, &r)
 			if got != want {
 				t.Fatalf("Decide(%+v)\n of %+v\n = %+v,\nwant %+v", r, policies, got, want)
 			}
