@@ -329,7 +329,11 @@ func (h *handler) identify(r *http.Request, in *inbound) {
 	m := h.mesh
 	plan := m.engine.Plan()
 	in.rules, in.Telemetry = plan.Inbound(), plan.Telemetry()
-	in.view = authz.NewRequest(r, "", m.server.TrustedHops)
+	if in.origin != nil && r.RequestURI != "" {
+		in.view = in.origin.viewOf(r)
+	} else {
+		in.view = authz.NewRequest(r, "", m.server.TrustedHops)
+	}
 
 	// Certificates expire and bundles change while a connection lives, so this is checked each time.
 	in.mode = in.rules.Mode(int(in.view.Destination.Port()))
@@ -359,7 +363,7 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	if !in.authenticate(w, r) {
 		return false
 	}
-	if in.Decision = in.rules.Authorize(&in.view); in.Decision.Allowed && field.BeginsHTTP2(r) {
+	if in.Decision = in.authorize(); in.Decision.Allowed && field.BeginsHTTP2(r) {
 		in.Decision = judge.Denied(errHTTP2.Error())
 		in.Decision.BadRequest = true
 	}
@@ -372,6 +376,14 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 		return false
 	}
 	return true
+}
+
+// authorize decides about the request.
+func (in *inbound) authorize() authz.Decision {
+	if in.origin == nil || in.Peer == "" || in.rules.Tokens() != nil {
+		return in.rules.Authorize(&in.view)
+	}
+	return in.origin.authorize(in.rules, &in.view)
 }
 
 // errHTTP2 is for what begins HTTP/2 where net/http does not speak it, so that a handler would serve requests that nobody decides about.

@@ -46,6 +46,8 @@ type passage struct {
 	writer         http.ResponseWriter
 	context        context.Context // of the observers
 	adapter        admission.Adapter
+	origin         *origin       // of its connection; nil if nothing is kept with that
+	plain          bool          // as in admission.Facts
 	sent, received atomic.Int64  // sizes of messages
 	pending        chan struct{} // not nil while the decision waits for the keys of a token; closed when that wait is over
 

@@ -50,12 +50,11 @@ func (s *server) sanitize(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.A
 		s.strip(h, tokens, set)
 		return
 	}
-	own, _ := m.identity.Latest() // valid when the peer was verified: the clock is not read again
-	if own == nil {
-		s.strip(h, tokens, set) // nothing can be said about the peer
+	details := s.details(peer, m)
+	if details == nil {
+		s.strip(h, tokens, set)
 		return
 	}
-	details := s.certs.Load().of(peer, own)
 	if before := strings.Join(h[asserted.ClientCert], ","); before != "" && isClosed(before) {
 		details = []string{before + "," + details[0]} // from its own peers, as in Istio (APPEND_FORWARD)
 	}
@@ -85,6 +84,15 @@ func isClosed(value string) bool {
 		}
 	}
 	return !open && !escaped && strings.Count(value, `"`)%2 == 0
+}
+
+// details returns the value of x-forwarded-client-cert for a peer with an identity, or nil if nothing can be said about it.
+func (s *server) details(peer tlsid.Peer, m *Mesh) []string {
+	own, _ := m.identity.Latest() // valid when the peer was verified: the clock is not read again
+	if own == nil {
+		return nil
+	}
+	return s.certs.Load().of(peer, own)
 }
 
 func (s *server) strip(h http.Header, tokens *jwt.Authenticator, set func(name string, values []string)) {

@@ -315,7 +315,12 @@ func TestConnectionThatCannotBeWrittenToIsForgotten(t *testing.T) {
 		handshake <- peer.Handshake()
 		far.Close()
 	}()
-	s := new(server)
+	m, err := mesh.New(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
 	conn, _, err := serverCredentials{s}.ServerHandshake(secure)
 	if err != nil {
 		t.Fatal(err)

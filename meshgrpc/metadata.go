@@ -55,8 +55,8 @@ func checkTarget(target string) error {
 
 const contentType = "application/grpc"
 
-// plain is the header of a request without metadata. It is shared, since the header of a request is never changed.
-var plain = http.Header{"Content-Type": {contentType}, "Te": trailers}
+// usual is the header of a request without metadata. It is shared, since the header of a request is never changed.
+var usual = http.Header{"Content-Type": {contentType}, "Te": trailers}
 
 // trailers is the value of the te header of every gRPC request.
 var trailers = []string{"trailers"}
@@ -66,7 +66,7 @@ func requestHeader(ctx context.Context, kind string) http.Header {
 	md, ok := metadata.FromOutgoingContext(ctx)
 	if !ok || len(md) == 0 {
 		if kind == "" {
-			return plain
+			return usual
 		}
 		return http.Header{"Content-Type": {kind}, "Te": trailers}
 	}
@@ -125,28 +125,37 @@ func hide(md metadata.MD) metadata.MD {
 // The names of the metadata that peers exchange, in lower case as in gRPC.
 var peerMetadata, peerMetadataID = strings.ToLower(asserted.PeerMetadata), strings.ToLower(asserted.PeerMetadataID)
 
-// receive adds the metadata of an inbound call, as an HTTP header, to h, which is empty. It returns the host of the call.
-func receive(h http.Header, md metadata.MD) (host string) {
-	typed := false
+// receive adds the metadata of an inbound call, as an HTTP header, to h, which is empty. It returns the host of the call, and whether it is
+// plain; see [admission.Facts].
+func receive(h http.Header, md metadata.MD) (host string, plain bool) {
+	plain = true
 	for key, values := range md {
-		switch {
-		case key == ":authority":
+		switch key {
+		case ":authority":
 			if len(values) > 0 {
 				host = values[0]
 			}
-			continue
-		case key == "content-type":
-			typed = true
-		case strings.HasSuffix(key, binarySuffix):
-			values = wireOf(values)
+		case "content-type":
+			h["Content-Type"] = values
+		case "user-agent":
+			h["User-Agent"] = values
+		case "grpc-accept-encoding":
+			h["Grpc-Accept-Encoding"] = values
+		case "authorization", "traceparent", "tracestate", "baggage", "b3", "x-request-id":
+			h[headerName(key)] = values
+		default:
+			plain = false
+			if strings.HasSuffix(key, binarySuffix) {
+				values = wireOf(values)
+			}
+			h[headerName(key)] = values
 		}
-		h[headerName(key)] = values
 	}
 	h["Te"] = trailers // gRPC does not pass it on, but every client must send it
-	if !typed {
-		h["Content-Type"] = plain["Content-Type"]
+	if h["Content-Type"] == nil {
+		h["Content-Type"] = usual["Content-Type"]
 	}
-	return host
+	return host, plain
 }
 
 // binarySuffix is the suffix of the names of metadata that gRPC encodes.

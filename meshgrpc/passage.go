@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+
+	"github.com/nosidecar/mesh/internal/admission"
 )
 
 // passage is an inbound call as the inbound side sees it: as an HTTP request.
@@ -11,6 +13,7 @@ type passage struct {
 	request http.Request
 	url     url.URL
 	fields  http.Header
+	facts   admission.Facts
 	again   bool // it may be used again for another call
 }
 
@@ -30,7 +33,8 @@ func (p *passage) describe(in *inbound, method string, from origin) *http.Reques
 	r.Method, r.URL, r.RequestURI = http.MethodPost, &p.url, method
 	r.Proto, r.ProtoMajor = "HTTP/2.0", 2
 	r.Header, r.Body = p.fields, http.NoBody
-	r.Host = receive(p.fields, in.arrived)
+	r.Host, p.facts.Plain = receive(p.fields, in.arrived)
+	p.facts.Origin = from.kept
 	r.RemoteAddr, r.TLS = from.address, from.state
 	return r
 }
@@ -41,6 +45,6 @@ func (p *passage) recycle() {
 		return
 	}
 	clear(p.fields)
-	p.request, p.url = blank, url.URL{}
+	p.request, p.url, p.facts = blank, url.URL{}, admission.Facts{}
 	passages.Put(p)
 }

@@ -153,6 +153,11 @@ func (in *inbound) Value(key any) any {
 	switch key.(type) {
 	case inboundKey:
 		return in
+	case admission.FactsKey:
+		if in.tap {
+			return &in.passage.facts
+		}
+		return nil
 	case admission.PeerKey:
 		return &in.entered
 	case admission.LaterKey:

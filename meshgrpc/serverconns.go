@@ -6,9 +6,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"net/http"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+
+	"github.com/nosidecar/mesh/internal/admission"
 )
 
 // serverCredentials accepts the connections of the listener of the mesh, which are plaintext or have completed the TLS handshake.
@@ -19,7 +22,7 @@ func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	if !ok {
 		return raw, unsecured{
 			CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity},
-			conn:           raw, address: textOf(raw.RemoteAddr()),
+			conn:           raw, origin: s.server.originAt(raw, nil),
 		}, nil
 	}
 	if err := secure.Handshake(); err != nil { // does nothing, except with a listener other than the mesh's
@@ -33,7 +36,7 @@ func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	if key == nil {
 		return secure, tlsInfo(state), nil
 	}
-	c := &secureConn{Conn: secure, server: s.server, key: key, origin: origin{textOf(secure.RemoteAddr()), &state}}
+	c := &secureConn{Conn: secure, server: s.server, key: key, origin: s.server.originAt(secure, &state)}
 	s.server.conns.Store(key, c)
 	return c, tlsInfo(state), nil
 }
@@ -62,8 +65,8 @@ func (serverCredentials) OverrideServerName(string) error { return nil }
 // unsecured is the AuthInfo of a plaintext connection.
 type unsecured struct {
 	credentials.CommonAuthInfo
-	conn    net.Conn
-	address string // of the peer
+	origin
+	conn net.Conn
 }
 
 func (unsecured) AuthType() string { return "plaintext" }
@@ -89,6 +92,14 @@ func (s *server) connOf(state *tls.ConnectionState) *secureConn {
 type origin struct {
 	address string               // of the peer
 	state   *tls.ConnectionState // nil for plaintext
+	kept    admission.Origin     // nil if nothing is known of the connection
+}
+
+// originAt returns the origin of the calls over conn.
+func (s *server) originAt(conn net.Conn, state *tls.ConnectionState) origin {
+	ctx := context.WithValue(context.Background(), http.LocalAddrContextKey, conn.LocalAddr())
+	r := (&http.Request{RemoteAddr: textOf(conn.RemoteAddr()), TLS: state}).WithContext(ctx)
+	return origin{r.RemoteAddr, state, s.gate.Origin(r)}
 }
 
 // originOf returns the origin of a call, which the connection knows.
@@ -96,7 +107,7 @@ func (s *server) originOf(from *peer.Peer) origin {
 	var o origin
 	switch info := from.AuthInfo.(type) {
 	case unsecured:
-		return origin{address: info.address}
+		return info.origin
 	case credentials.TLSInfo:
 		if c := s.connOf(&info.State); c != nil {
 			return c.origin

@@ -18,9 +18,27 @@ type Gate interface {
 	// used again after Done, unless there are observers.
 	Admit(Adapter, *http.Request) (context.Context, Call)
 
+	// Origin returns what the requests over a connection have in common, for [Facts]. Its argument is a request with the addresses and the TLS
+	// state of the connection.
+	Origin(*http.Request) Origin
+
 	// Observed reports whether there are observers.
 	Observed() bool
 }
+
+// Origin is what a Gate keeps with a connection. It may be nil.
+type Origin any
+
+// Facts are what an adapter knows of a request. A request whose context has no value for FactsKey has none.
+type Facts struct {
+	Origin Origin // of its connection
+
+	// Plain says that, if the peer has an identity, the header has nothing that the inbound side acts upon by itself, without documents.
+	Plain bool
+}
+
+// FactsKey is the key of the *Facts in the context of a request.
+type FactsKey struct{}
 
 // Adapter does for a protocol what the inbound side cannot. A refusal is written to it.
 type Adapter interface {
