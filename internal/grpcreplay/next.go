@@ -106,7 +106,7 @@ func (s *Series) run(ctx context.Context, l *retry.Loop, tries Tries, o Outcome)
 		s.release(l)
 		var wait time.Duration
 		var reason retry.Reason
-		if wait, reason, s.held = Next(ctx, l, n, &o); !s.held {
+		if wait, reason, s.held = next(ctx, l, n, &o); !s.held {
 			return Result{Tries: n, Reason: reason}
 		}
 		if reason, gone := s.pause(ctx, l, tries, wait); reason != retry.Succeeded {
@@ -162,9 +162,9 @@ func limitOf(ctx context.Context, policy *retry.Policy) time.Duration {
 	return deadline.Within(ctx, policy.Config().PerTryTimeout)
 }
 
-// Next decides after the n-th try of a call whether there is another one; see [retry.Loop.Next]. If again is true, a slot of the limiter is
+// next decides after the n-th try of a call whether there is another one; see [retry.Loop.Next]. If again is true, a slot of the limiter is
 // held.
-func Next(ctx context.Context, l *retry.Loop, n int, o *Outcome) (wait time.Duration, reason retry.Reason, again bool) {
+func next(ctx context.Context, l *retry.Loop, n int, o *Outcome) (wait time.Duration, reason retry.Reason, again bool) {
 	config := l.Policy.Config()
 	if o.Kind != failure.None {
 		reason = retry.NotRetriable

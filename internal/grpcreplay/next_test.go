@@ -3,6 +3,7 @@ package grpcreplay_test
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -15,19 +16,37 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// TestNext covers the decision about each kind of outcome, after the first of two tries.
-func TestNext(t *testing.T) {
+// twoTries is the tries of a call of which the first ends with an outcome, and any other with success.
+type twoTries grpcreplay.Outcome
+
+func (o *twoTries) Try(_ context.Context, _ time.Duration, n int) grpcreplay.Outcome {
+	if n > 1 {
+		return grpcreplay.Outcome{HTTP: 200}
+	}
+	return grpcreplay.Outcome(*o)
+}
+
+func (o *twoTries) Drop() bool { return true }
+
+// TestDo covers the decision about each kind of outcome, after the first of two tries.
+func TestDo(t *testing.T) {
 	reply := func(pairs ...string) metadata.MD {
 		return metadata.Join(metadata.Pairs("content-type", "application/grpc"), metadata.Pairs(pairs...))
 	}
-	ctx := t.Context()
-	within := attempt.Mark(ctx, 2)
-	marked := metadata.AppendToOutgoingContext(ctx, "x-envoy-attempt-count", "2")
-	gone, cancel := context.WithCancel(ctx)
-	cancel()
+	type of = func(context.Context) context.Context
+	ctx := func(ctx context.Context) context.Context { return ctx }
+	within := func(ctx context.Context) context.Context { return attempt.Mark(ctx, 2) }
+	marked := func(ctx context.Context) context.Context {
+		return metadata.AppendToOutgoingContext(ctx, "x-envoy-attempt-count", "2")
+	}
+	gone := func(ctx context.Context) context.Context {
+		ctx, cancel := context.WithCancel(ctx)
+		cancel()
+		return ctx
+	}
 	for _, test := range []struct {
 		name    string
-		ctx     context.Context
+		of      of
 		on      string
 		outcome grpcreplay.Outcome
 		again   bool
@@ -56,19 +75,22 @@ func TestNext(t *testing.T) {
 		{"Retry-After", ctx, "unavailable", grpcreplay.Outcome{Code: codes.Unavailable, Reply: reply("retry-after", "2")}, true, 0, 2 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			on, err := retry.ParseOn(test.on)
-			if err != nil {
-				t.Fatal(err)
-			}
-			policy, err := retry.NewPolicy(retry.Config{Retries: 1, On: on, Backoff: -1, AnyMethod: true})
-			if err != nil {
-				t.Fatal(err)
-			}
-			loop := retry.Loop{Policy: policy}
-			wait, reason, again := grpcreplay.Next(test.ctx, &loop, 1, &test.outcome)
-			if again != test.again || !again && reason != test.reason || wait != test.wait {
-				t.Errorf("%v after %v (%v), want %v after %v (%v)", again, wait, reason, test.again, test.wait, test.reason)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				on, err := retry.ParseOn(test.on)
+				if err != nil {
+					t.Fatal(err)
+				}
+				policy, err := retry.NewPolicy(retry.Config{Retries: 1, On: on, Backoff: -1, AnyMethod: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				start := time.Now()
+				n, reason, left := grpcreplay.Do(test.of(t.Context()), &retry.Loop{Policy: policy}, (*twoTries)(&test.outcome))
+				wait := time.Since(start)
+				if left || (n == 2) != test.again || reason != test.reason || wait != test.wait {
+					t.Errorf("%d tries within %v (%v, %t), want another one %t after %v (%v)", n, wait, reason, left, test.again, test.wait, test.reason)
+				}
+			})
 		})
 	}
 }
