@@ -45,8 +45,8 @@ func TestOriginDecidesAsItsRulesDo(t *testing.T) {
 	}
 	o := newOrigin()
 	for n := range 2 {
-		for i := range 40 {
-			for _, rules := range all {
+		for _, rules := range all {
+			for i := range 40 {
 				for _, r := range []http.Request{
 					{Method: http.MethodPost, Host: "a", RequestURI: fmt.Sprintf("/a/%d", i)},
 					{Method: http.MethodPost, Host: "b", RequestURI: fmt.Sprintf("/b/%d", i), Header: http.Header{"X-Name": {"alice"}}},
