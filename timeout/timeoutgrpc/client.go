@@ -63,17 +63,17 @@ func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *g
 	bounded := new(deadline.Context)
 	bounded.Start(ctx, deadline.Request, limit, true)
 	defer bounded.Cancel()
+	at, _ := bounded.Deadline()
 	err := invoker(bounded, method, req, reply, cc, opts...)
-	return explain(bounded, limit, err)
+	return explain(bounded, limit, at, err)
 }
 
-// explain returns the error for the caller: the limit, if it caused err. The server knows the limit and may notice a
-// moment before us that it is over.
-func explain(bounded *deadline.Context, limit time.Duration, err error) error {
+// explain returns the error for the caller: the limit, which ends at a time, if it caused err. The server knows the limit and may notice
+// a moment before us that it is over. Then bounded may have been cancelled, and no longer knows its end.
+func explain(bounded *deadline.Context, limit time.Duration, at time.Time, err error) error {
 	if err == nil || err == io.EOF || limit == 0 {
 		return err
 	}
-	at, _ := bounded.Deadline()
 	if bounded.Exceeded() != nil || status.Code(err) == codes.DeadlineExceeded && time.Until(at) <= limit/10 {
 		return grpcstatus.Wrap(codes.DeadlineExceeded, &deadline.Error{Kind: deadline.Request, Limit: limit})
 	}
@@ -93,6 +93,7 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	s := &stream{limit: limit, idle: c.Config.BodyIdle}
 	ctx, s.cancel = context.WithCancelCause(ctx)
 	s.call.Start(ctx, deadline.Request, limit, true)
+	s.at, _ = s.call.Deadline()
 	if s.idle > 0 {
 		s.silent = deadline.Error{Kind: deadline.BodyIdle, Limit: s.idle}
 		s.timer = time.AfterFunc(s.idle, func() { s.cancel(&s.silent) })
@@ -115,6 +116,7 @@ type stream struct {
 	grpc.ClientStream
 	call    deadline.Context
 	limit   time.Duration
+	at      time.Time               // the end of the limit
 	cancel  context.CancelCauseFunc // of the parent of call
 	idle    time.Duration
 	timer   *time.Timer // runs only inside RecvMsg; nil without idle
@@ -132,7 +134,7 @@ func (s *stream) explain(err error) error {
 	if err != nil && err != io.EOF && context.Cause(&s.call) == error(&s.silent) {
 		return grpcstatus.Wrap(codes.DeadlineExceeded, &s.silent)
 	}
-	return explain(&s.call, s.limit, err)
+	return explain(&s.call, s.limit, s.at, err)
 }
 
 // Header implements grpc.ClientStream.

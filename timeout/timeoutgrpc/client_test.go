@@ -81,6 +81,32 @@ func TestRequest(t *testing.T) {
 	}
 }
 
+// TestServerEndsFirst: the limit is the cause, too, if the server notices a moment before the client that it is over.
+func TestServerEndsFirst(t *testing.T) {
+	for name, call := range map[string]func(context.Context, grpctest.Client) error{"unary": unary, "stream": stream} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				early := func() error {
+					time.Sleep(990 * time.Millisecond)
+					return status.Error(codes.DeadlineExceeded, "over")
+				}
+				limits := &timeoutgrpc.Client{Config: timeout.Config{Request: time.Second}}
+				client, stop := grpctest.Connect(t, &grpctest.Service{
+					Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) { return nil, early() },
+					Bidi:  func(grpctest.BidiServer) error { return early() },
+				}, limits.DialOptions()...)
+				defer stop()
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				err := call(ctx, client)
+				if kind, limit := timeout.Exceeded(err); kind != timeout.Request || limit != time.Second {
+					t.Errorf("%v (%v, %v); want the limit on the request", err, kind, limit)
+				}
+			})
+		})
+	}
+}
+
 // TestBodyIdle: silence between messages is cut; the wait for headers and a slow reader are not silence.
 func TestBodyIdle(t *testing.T) {
 	for _, test := range []struct {
