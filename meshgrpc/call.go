@@ -142,7 +142,7 @@ func (c *call) start(a attempter) (*engine.Refusal, error) {
 
 // served returns the result of a call that has passed the stages with a result. A wait-for-ready call is repeated until it can be sent.
 func (c *call) served(a attempter, answer *engine.Refusal, err error) (*engine.Refusal, error) {
-	if err == nil || c.waits == no || !a.replayable() || !unready(err) {
+	if err == nil || err == engine.ErrSuspended || c.waits == no || !a.replayable() || !unready(err) {
 		return answer, err
 	}
 	c.cc.Connect() // a ClientConn without a call is idle, and has no service config yet

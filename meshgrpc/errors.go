@@ -73,8 +73,8 @@ func (e *neverReady) Unwrap() []error { return []error{e.cause, e.last} }
 
 // unready reports whether a call failed because there was no endpoint, or none that could be connected to.
 func unready(err error) bool {
-	var failed *mesh.Error
-	if !errors.As(err, &failed) {
+	failed, ok := errors.AsType[*mesh.Error](err)
+	if !ok {
 		return false
 	}
 	switch failed.Layer {
