@@ -21,8 +21,8 @@ func Wrap(code codes.Code, err error) error {
 	return &Error{code, err}
 }
 
-// Error implements error.
-func (e *Error) Error() string { return e.cause.Error() }
+// Error implements error. Its text is that of an error of package status.
+func (e *Error) Error() string { return e.GRPCStatus().String() }
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.cause }

@@ -23,6 +23,9 @@ func TestWrap(t *testing.T) {
 	if s := status.Convert(err); s.Message() != cause.Error() {
 		t.Errorf("message %q, want %q", s.Message(), cause.Error())
 	}
+	if want := status.Error(codes.Unavailable, cause.Error()).Error(); err.Error() != want {
+		t.Errorf("text %q, want %q", err, want)
+	}
 }
 
 func TestTrailersOnly(t *testing.T) {

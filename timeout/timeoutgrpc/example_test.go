@@ -33,5 +33,5 @@ func ExampleClient() {
 	fmt.Println(err)
 	// Output:
 	// DeadlineExceeded true
-	// request timeout: call not complete after 10ms
+	// rpc error: code = DeadlineExceeded desc = request timeout: call not complete after 10ms
 }

@@ -34,5 +34,5 @@ func ExampleClient() {
 	}
 	// Output:
 	// <nil> false
-	// limit: rate limited true
+	// rpc error: code = ResourceExhausted desc = limit: rate limited true
 }
