@@ -66,11 +66,13 @@ type State struct {
 //
 // The zero value is ready to use. The fields must not be changed after that. Remotes is safe for concurrent use.
 type Remotes struct {
-	// Transport returns the transport for a request, which may connect to any address. It is not asked about a request to which a server leads
+	// Transport returns the transport for a request, which may connect to any address. Its answer does not count for a request to which a server leads
 	// (by a redirect or an OpenID configuration) if it returns nil for the URI of the source: a server outside must not lead to what only this
-	// process reaches. If Transport is nil, or returns nil, the transport is a copy of http.DefaultTransport that dials by itself, and does
-	// not connect to link-local addresses or to those at which clouds serve metadata. Behind a proxy from the environment (HTTP_PROXY), it refuses such addresses only if they are in the URL: names are resolved
-	// by the proxy, which must refuse such addresses itself.
+	// process reaches.
+	//
+	// If Transport is nil, or returns nil, the transport is a copy of http.DefaultTransport that dials by itself, and does not connect to
+	// link-local addresses or to those at which clouds serve metadata. Behind a proxy from the environment (HTTP_PROXY), it refuses such
+	// addresses only if they are in the URL: names are resolved by the proxy, which must refuse such addresses itself.
 	Transport func(*http.Request) http.RoundTripper
 
 	// OnFetch, if not nil, is called after every fetch, with one call at a time for each source.
