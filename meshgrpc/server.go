@@ -62,6 +62,8 @@ import (
 //
 // These options include [grpc.NumStreamWorkers]: most calls run on goroutines that have run others, whose stacks need not grow again. These
 // goroutines end with Stop or GracefulStop. A call for which none is free gets one of its own. A later grpc.NumStreamWorkers(0) turns that off.
+//
+// The metadata of a call may take 1 MB, like the header of a request to an [http.Server]. A later [grpc.MaxHeaderListSize] changes that.
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
 	return []grpc.ServerOption{
@@ -69,6 +71,7 @@ func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: connectionAge(m)}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingAfter / 2, PermitWithoutStream: true}),
 		grpc.NumStreamWorkers(uint32(max(leastWorkers, workers*runtime.GOMAXPROCS(0)))),
+		grpc.MaxHeaderListSize(http.DefaultMaxHeaderBytes), // gRPC's own default is 16 MB, which a peer may send before it is known who it is
 		grpc.InTapHandle(s.tap),
 		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.stream),

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/interop/grpc_testing"
@@ -304,6 +305,39 @@ func TestServer_Limits(t *testing.T) {
 			close(gate)
 			if err := <-first; err != nil {
 				t.Errorf("first call: %v", err)
+			}
+		})
+	}
+}
+
+// Metadata is bounded as headers over HTTP are, unless a later option says otherwise.
+func TestServer_MetadataIsBounded(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		size int
+		opts []grpc.ServerOption
+		want codes.Code
+	}{
+		{"large", 900 << 10, nil, codes.OK},
+		{"too large", 1 << 20, nil, codes.Internal},
+		{"with a limit of its own", 1 << 20, []grpc.ServerOption{grpc.MaxHeaderListSize(4 << 20)}, codes.OK},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			leak.Check(t)
+			w := newTown(t)
+			_, at := w.serve(t, w.member(t, "payment", ""), "payment", whoCalls, test.opts...)
+			conn, err := grpc.NewClient(fmt.Sprintf("%s:%d", at.Address, at.Port), grpc.WithTransportCredentials(insecure.NewCredentials()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			client := grpctest.NewClient(conn)
+			if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil { // after it the client knows the limit
+				t.Fatal(err)
+			}
+			ctx := metadata.AppendToOutgoingContext(t.Context(), "x-large", strings.Repeat("x", test.size))
+			if _, err := client.UnaryCall(ctx, &grpctest.Request{}); status.Code(err) != test.want {
+				t.Errorf("%v, want %v", err, test.want)
 			}
 		})
 	}
