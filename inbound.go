@@ -330,7 +330,7 @@ func (h *handler) identify(r *http.Request, in *inbound) {
 	plan := m.engine.Plan()
 	in.rules, in.Telemetry = plan.Inbound(), plan.Telemetry()
 	if in.origin != nil && r.RequestURI != "" {
-		in.view = in.origin.viewOf(r)
+		in.origin.see(r, &in.view)
 	} else {
 		in.view = authz.NewRequest(r, "", m.server.TrustedHops)
 	}
@@ -363,7 +363,13 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	if !in.authenticate(w, r) {
 		return false
 	}
-	if in.Decision = in.authorize(); in.Decision.Allowed && field.BeginsHTTP2(r) {
+	// Here, since another function would have a Decision in its frame: the stack of an HTTP/2 request would grow.
+	if o := in.origin; o == nil || in.Peer == "" || in.rules.Tokens() != nil {
+		in.Decision = in.rules.Authorize(&in.view)
+	} else {
+		in.Decision = o.authorize(in.rules, &in.view)
+	}
+	if in.Decision.Allowed && field.BeginsHTTP2(r) {
 		in.Decision = judge.Denied(errHTTP2.Error())
 		in.Decision.BadRequest = true
 	}
@@ -376,14 +382,6 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 		return false
 	}
 	return true
-}
-
-// authorize decides about the request.
-func (in *inbound) authorize() authz.Decision {
-	if in.origin == nil || in.Peer == "" || in.rules.Tokens() != nil {
-		return in.rules.Authorize(&in.view)
-	}
-	return in.origin.authorize(in.rules, &in.view)
 }
 
 // errHTTP2 is for what begins HTTP/2 where net/http does not speak it, so that a handler would serve requests that nobody decides about.

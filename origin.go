@@ -35,11 +35,10 @@ func (h *handler) Origin(r *http.Request) admission.Origin {
 	return &origin{view: authz.NewRequest(r, "", 0)}
 }
 
-// viewOf returns the view of a request over the connection.
-func (o *origin) viewOf(r *http.Request) authz.Request {
-	view := o.view
+// see sets view to that of a request over the connection.
+func (o *origin) see(r *http.Request, view *authz.Request) {
+	*view = o.view
 	view.Host, view.Method, view.Target, view.Header = r.Host, r.Method, r.RequestURI, r.Header
-	return view
 }
 
 // authorize is rules.Authorize for a request over the connection, from a peer with an identity, which brings no token. What was allowed is

@@ -54,7 +54,8 @@ func TestOriginDecidesAsItsRulesDo(t *testing.T) {
 					{Method: http.MethodGet, Host: "a", RequestURI: fmt.Sprintf("/a/%d", i), Header: http.Header{"X-Name": {"alice"}}},
 				} {
 					for _, principal := range []string{"cluster.local/ns/default/sa/a", "cluster.local/ns/default/sa/b"} {
-						view := o.viewOf(&r)
+						var view authz.Request
+						o.see(&r, &view)
 						view.Principal = principal
 						if got, want := o.authorize(rules, &view), rules.Authorize(&view); got != want {
 							t.Fatalf("round %d, %s %s of %s: %+v, want %+v", n, r.Method, r.RequestURI, principal, got, want)
@@ -70,7 +71,8 @@ func TestOriginDecidesAsItsRulesDo(t *testing.T) {
 func TestOriginKeepsNoRules(t *testing.T) {
 	o := newOrigin()
 	rules := rulesWith(t, `{}`)
-	view := o.viewOf(&http.Request{Method: http.MethodPost, RequestURI: "/a/b"})
+	var view authz.Request
+	o.see(&http.Request{Method: http.MethodPost, RequestURI: "/a/b"}, &view)
 	view.Principal = "cluster.local/ns/default/sa/a"
 	if !o.authorize(rules, &view).Allowed || o.decided[slotOf("/a/b")].Load() == nil {
 		t.Fatal("the decision was not remembered")
