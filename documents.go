@@ -67,7 +67,7 @@ func holdsNothing(sources []policy.Source) bool {
 const emptyRemedy = "or say WithEmptyPolicy if that is meant"
 
 func errEmpty(origin string) error {
-	return fmt.Errorf("mesh: there is no document in %s: correct the path, put documents there (in files named .yaml or .yml), %s", origin, emptyRemedy)
+	return fmt.Errorf("mesh: there is no document in %s: correct the path, put documents there (in files named .yaml, .yml or .json), %s", origin, emptyRemedy)
 }
 
 // checkInForce returns an error if a set has sources, but plan puts none of their documents into force.

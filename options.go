@@ -104,7 +104,7 @@ func ownAddress() string {
 	return ""
 }
 
-// WithPolicyDir loads the documents of a folder: its .yaml and .yml files, each with any number of documents. The path may
+// WithPolicyDir loads the documents of a folder: its .yaml, .yml and .json files, each with any number of documents. The path may
 // also name a single file. The option may be given several times. If the folder holds no document, [New] fails; see
 // [WithEmptyPolicy].
 func WithPolicyDir(path string) Option {

@@ -237,7 +237,7 @@ func TestCompile_Equal(t *testing.T) {
 func TestReadDir(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"b.yaml": "b", "a.yml": "a", "c.txt": "c", ".hidden.yaml": "h", "sub/d.yaml": "d", "..data/e.yaml": "e",
+		"b.yaml": "b", "a.yml": "a", "c.txt": "c", "f.json": "f", ".hidden.yaml": "h", "sub/d.yaml": "d", "..data/e.yaml": "e",
 	} {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -260,7 +260,7 @@ func TestReadDir(t *testing.T) {
 		rel, _ := filepath.Rel(dir, s.Name)
 		got = append(got, filepath.ToSlash(rel)+"="+string(s.Data))
 	}
-	if want := []string{"a.yml=a", "b.yaml=b", "e.yaml=e", "sub/d.yaml=d"}; !slices.Equal(got, want) {
+	if want := []string{"a.yml=a", "b.yaml=b", "e.yaml=e", "f.json=f", "sub/d.yaml=d"}; !slices.Equal(got, want) {
 		t.Errorf("ReadDir = %q, want %q", got, want)
 	}
 	if one, err := policy.ReadDir(filepath.Join(dir, "c.txt")); err != nil || len(one) != 1 || string(one[0].Data) != "c" {
@@ -268,6 +268,12 @@ func TestReadDir(t *testing.T) {
 	}
 	if _, err := policy.ReadDir(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("ReadDir of nothing: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "sub", "g.hcl"), []byte("Kind = \"service-router\""), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := policy.ReadDir(dir); err == nil || !strings.Contains(err.Error(), "g.hcl: HCL is read by package policy/consul") {
+		t.Errorf("ReadDir with a file in HCL: %v", err)
 	}
 }
 

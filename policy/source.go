@@ -20,11 +20,12 @@ type Source struct {
 	Alone bool
 }
 
-// ReadDir reads a file, or the files in a folder and its subfolders whose names end in .yaml or .yml, sorted by name. Hidden files and folders
-// are skipped, and so are links to folders. A mounted ConfigMap or Secret, in the folder or deeper, is read through its ..data link as one set,
+// ReadDir reads a file, or the files in a folder and its subfolders whose names end in .yaml, .yml or .json, sorted by name, as kubectl
+// does. Hidden files and folders are skipped, and so are links to folders. A mounted ConfigMap or Secret, in the folder or deeper, is read through its ..data link as one set,
 // so its files are always of the same version. The name of a source is path joined with the path of the file in the folder.
 //
-// Config entries of Consul in files whose names end in .json or .hcl are read by ReadDir of policy/consul.
+// JSON that has neither kind nor apiVersion is skipped with a warning when documents are compiled. A file in HCL is an error: ReadDir of
+// policy/consul reads Consul's config entries in it.
 //
 // More than 10,000 files and folders, or more than 64 MiB of documents, are an error.
 func ReadDir(path string) ([]Source, error) {

@@ -16,8 +16,8 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/folder"
 )
 
-// ReadDir is policy.ReadDir that also reads files whose names end in .json or .hcl, with one config entry each: HCL is turned
-// into JSON, line by line, so that findings name the lines of the file. JSON that is not a document is skipped with a warning.
+// ReadDir is policy.ReadDir that also reads files whose names end in .hcl, with one config entry each: HCL is turned into JSON, line by
+// line, so that findings name the lines of the file.
 func ReadDir(path string) ([]policy.Source, error) {
 	reader, err := folder.NewReader(path)
 	if err != nil {
@@ -35,7 +35,7 @@ func ReadDir(path string) ([]policy.Source, error) {
 	return sources, nil
 }
 
-// Formats are the files that ReadDir reads beside .yaml and .yml, for [github.com/nosidecar/mesh/policy/file.Watcher].
+// Formats are the files that ReadDir reads beside .yaml, .yml and .json, for [github.com/nosidecar/mesh/policy/file.Watcher].
 func Formats() map[string]func(data []byte) ([]byte, error) {
-	return map[string]func([]byte) ([]byte, error){".json": nil, ".hcl": toJSON}
+	return map[string]func([]byte) ([]byte, error){".hcl": toJSON}
 }

@@ -1,6 +1,6 @@
 // Package file watches folders and files of policy documents, and yields the documents whenever they change.
 //
-// It reads the same files as [policy.ReadDir]: those in a folder and its subfolders whose names end in .yaml or .yml, without hidden
+// It reads the same files as [policy.ReadDir]: those in a folder and its subfolders whose names end in .yaml, .yml or .json, without hidden
 // ones. A mounted ConfigMap or Secret, in the folder or deeper, is read through its ..data link as one set, so its files are always of
 // the same version.
 //
@@ -55,8 +55,8 @@ type Watcher struct {
 	MaxBytes int64
 
 	// Formats adds the files with a certain extension, such as ".hcl". The function converts their content to YAML or JSON; a nil
-	// function means that no conversion is needed. Package policy/consul has the formats of Consul's config entries. Nil means only
-	// .yaml and .yml.
+	// function means that no conversion is needed. Package policy/consul has that of Consul's config entries in HCL. Nil means only
+	// .yaml, .yml and .json, and a file in HCL is an error.
 	Formats map[string]func(data []byte) ([]byte, error)
 
 	// Alone makes each document stand alone, also when the mesh starts; see [policy.Source]. By default, an error in one document keeps

@@ -250,7 +250,7 @@ func TestWatchIgnores(t *testing.T) {
 		}},
 		{"hidden file", func(t *testing.T, dir string) { write(t, dir+"/.b.yaml", "2") }},
 		{"hidden folder", func(t *testing.T, dir string) { write(t, dir+"/.git/b.yaml", "2") }},
-		{"other extension", func(t *testing.T, dir string) { write(t, dir+"/b.json", "2") }},
+		{"other extension", func(t *testing.T, dir string) { write(t, dir+"/b.txt", "2") }},
 		{"file beside the folder", func(t *testing.T, dir string) { write(t, dir+".yaml", "2") }},
 		{"folder named like a file", func(t *testing.T, dir string) { check(t, os.Mkdir(dir+"/b.yaml", 0o755)) }},
 		{"permissions", func(t *testing.T, dir string) { check(t, os.Chmod(dir+"/a.yaml", 0o600)) }},

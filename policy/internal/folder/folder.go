@@ -26,6 +26,9 @@ type File struct {
 	Data []byte
 }
 
+// hcl is the extension of config entries of Consul, for which there is a Format.
+const hcl = ".hcl"
+
 // Format converts the content of a file to YAML or JSON. Its error begins with the line, as in "3: ".
 type Format = func(data []byte) ([]byte, error)
 
@@ -113,10 +116,13 @@ func (r *Reader) Read(l *Layout) ([]File, error) {
 			return nil, unreadable(document.Name, err)
 		}
 		left -= int64(len(data))
-		if convert := r.Formats[filepath.Ext(document.Name)]; convert != nil {
+		ext := filepath.Ext(document.Name)
+		if convert := r.Formats[ext]; convert != nil {
 			if data, err = convert(data); err != nil {
 				return nil, fmt.Errorf("%s:%w", document.Name, err)
 			}
+		} else if ext == hcl {
+			return nil, fmt.Errorf("%s: HCL is read by package policy/consul (ReadDir, or Formats for a file.Watcher): use that, or remove the file", document.Name)
 		}
 		sources = append(sources, File{Name: document.Name, Data: data})
 	}

@@ -185,11 +185,15 @@ func (l *Layout) list(name, path string) ([]entry, error) {
 // Hidden reports whether a file or folder with this name is skipped, with its content.
 func Hidden(name string) bool { return strings.HasPrefix(name, ".") }
 
-// Document reports whether a file with this name has documents.
+// Document reports whether a file with this name has documents. One in HCL does, even if it cannot be read: it is not left out in silence.
 func (r *Reader) Document(name string) bool {
-	ext := filepath.Ext(name)
-	_, converted := r.Formats[ext]
-	return ext == ".yaml" || ext == ".yml" || converted
+	switch ext := filepath.Ext(name); ext {
+	case ".yaml", ".yml", ".json", hcl:
+		return true
+	default:
+		_, converted := r.Formats[ext]
+		return converted
+	}
 }
 
 // maxLinks is the maximum number of links that are followed for one path, as in Linux.
