@@ -49,7 +49,8 @@ func nulls(d *yamldoc.Document, group, kind string) iter.Seq[string] {
 	}
 }
 
-// guarded reports an annotation of Linkerd that has a document of Kubernetes restrict who may call workloads, although it has no meaning here otherwise.
+// guarded reports an annotation of Linkerd that has a document of Kubernetes restrict who may call workloads, although it has no meaning here
+// otherwise.
 func guarded(d *yamldoc.Document) {
 	const inbound = "config.linkerd.io/default-inbound-policy"
 	for _, at := range []string{"metadata", "spec.template.metadata", "spec.jobTemplate.spec.template.metadata"} {

@@ -84,8 +84,8 @@ func (c *compiler) unheardOf(p *piece) bool {
 	return state == catalog.Unknown && c.apis[p.group].Kinds[p.kind] == catalog.Unknown && catalog.OfEntry(p.kind) == catalog.Unknown
 }
 
-// text returns the text of a document. That of an item of a List has its scalars alone, and the kinds of the Lists. For what stands for several documents it is that of the
-// whole source.
+// text returns the text of a document. That of an item of a List has its scalars alone, and the kinds of the Lists. For what stands for several
+// documents it is that of the whole source.
 func (c *compiler) text(p *piece) []byte {
 	text := p.Raw()
 	switch {

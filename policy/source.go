@@ -21,8 +21,9 @@ type Source struct {
 }
 
 // ReadDir reads a file, or the files in a folder and its subfolders whose names end in .yaml, .yml or .json, sorted by name, as kubectl
-// does. Hidden files and folders are skipped, and so are links to folders. A mounted ConfigMap or Secret, in the folder or deeper, is read through its ..data link as one set,
-// so its files are always of the same version. The name of a source is path joined with the path of the file in the folder.
+// does. Hidden files and folders are skipped, and so are links to folders. A mounted ConfigMap or Secret, in the folder or deeper, is read
+// through its ..data link as one set, so its files are always of the same version. The name of a source is path joined with the path of the
+// file in the folder.
 //
 // JSON that has neither kind nor apiVersion is skipped with a warning when documents are compiled. A file in HCL is an error: ReadDir of
 // policy/consul reads Consul's config entries in it.

@@ -270,13 +270,14 @@ func (c *compiler) withoutPort(vs decoded[virtual]) {
 		if r.AtGateways() {
 			continue
 		}
+		matched := r.Ports()
 		for d, at := range r.Destinations(yamldoc.Index("spec.http", i)) {
 			host := istio.Resolve(d.Host, vs.namespace, p.workload.ClusterDomain)
 			e := several(host)
-			if d.Port != nil || e == nil || slices.Contains(vs.is.hosts, host) && r.Ports() == nil {
+			if d.Port != nil || e == nil || slices.Contains(vs.is.hosts, host) && matched == nil {
 				continue
 			}
-			ports := r.Ports()
+			ports := matched
 			if ports == nil {
 				ports = p.portsOf(vs.is.hosts)
 			}
