@@ -8,6 +8,9 @@ import (
 	"context"
 	"crypto/x509"
 	"net/http"
+	"runtime"
+	"runtime/debug"
+	"sync"
 	"testing"
 
 	"github.com/nosidecar/mesh"
@@ -94,5 +97,39 @@ func TestTokenAllocations(t *testing.T) {
 					test.name, version, after, before, test.more[version])
 			}
 		}
+	}
+}
+
+// HTTP/2 has a new goroutine for each request, whose stack begins with 2 KiB. That a request needs 4 KiB to reach its handler is known; 8 KiB
+// would cost more than all that the inbound side does.
+func TestHandlerStack(t *testing.T) {
+	if testing.CoverMode() != "" {
+		t.Skip("the coverage counters take some of the stack")
+	}
+	w := newTown(t)
+	id := w.identity(t, "order-service")
+	const requests = 500
+	var arrived, served sync.WaitGroup
+	arrived.Add(requests)
+	leave := make(chan struct{})
+	h := w.member(t, "payment-service", strict+"---"+allowOrders).Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		arrived.Done()
+		<-leave
+	}))
+	r := inboundRequest(id.Certificate().Leaf)
+	r.ProtoMajor = 2
+	runtime.GC()
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // the collector shrinks stacks
+	var before, during runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range requests {
+		served.Go(func() { h.ServeHTTP(discard{}, r) })
+	}
+	arrived.Wait()
+	runtime.ReadMemStats(&during)
+	close(leave)
+	served.Wait()
+	if each := (during.StackInuse - before.StackInuse) / requests; each > 6<<10 {
+		t.Errorf("a request has a stack of %d bytes, want 4 KiB", each)
 	}
 }
