@@ -25,7 +25,8 @@ import (
 //
 // Certificate, key and authorities are taken together. A set that does not match, or that is half written, is an error that
 // names the file, and changes nothing; it is tried again until it is good. Symbolic links are followed each time, so the
-// ..data link of a Kubernetes volume may be swapped while Files reads.
+// ..data link of a Kubernetes volume may be swapped while Files reads. A pipe is an error, and so is a revocation list among
+// certificates, since it would not be enforced.
 //
 // The fields must not change once Watch is called.
 type Files struct {

@@ -12,10 +12,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -150,6 +153,8 @@ func TestBadFiles(t *testing.T) {
 		{"certificate for key", "tls.key", good["tls.crt"], "tls.key: the file holds no private key"},
 		{"leaf for CA", "ca.crt", good["tls.crt"], "ca.crt: the certificate of \"\" is not that of an authority"},
 		{"another CA", "ca.crt", pemOf(newAuthority(t, "cluster.local").cert), "does not vouch for it"},
+		{"a revocation list with the CA", "ca.crt", append(bytes.Clone(good["ca.crt"]), ca.revoke(t)...), "ca.crt: revocation lists are not enforced"},
+		{"a revocation list alone", "ca.crt", ca.revoke(t), "ca.crt: revocation lists are not enforced"},
 		{"too large", "ca.crt", bytes.Repeat([]byte("#"), 1<<20+1), "ca.crt: larger than 1048576 bytes"},
 	}
 	for _, bad := range badLeaves {
@@ -171,6 +176,29 @@ func TestBadFiles(t *testing.T) {
 				t.Errorf("Watch yielded %v, %v; want an error with %q", identity, err, tt.want)
 			}
 		})
+	}
+}
+
+// Opening a pipe without a writer blocks, and neither the source nor the keeper could end then.
+func TestPipesAreNoFiles(t *testing.T) {
+	leak.Check(t)
+	good := volume(t, newAuthority(t, "cluster.local"), order)
+	for name := range good {
+		dir := t.TempDir()
+		write(t, dir, good)
+		path := filepath.Join(dir, name)
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		failed := make(chan error, 1)
+		k := tlsid.Keep(tlsid.Files{Dir: dir}, tlsid.Hooks{Failed: func(err error) { failed <- err }})
+		if err := await.Receive(t, "an error", failed); !strings.Contains(err.Error(), path+" is not a regular file") {
+			t.Errorf("%s: %v", name, err)
+		}
+		k.Close()
 	}
 }
 

@@ -44,7 +44,7 @@ func newAuthority(t testing.TB, domain string) *authority {
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "root of " + domain},
 		URIs:      []*url.URL{a.domain.ID().URL()},
 		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(48 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	a.cert = create(t, template, template, a.key.Public(), a.key)
 	return a
@@ -104,6 +104,17 @@ func (a *authority) below(t testing.TB, change ...func(*x509.Certificate)) *auth
 	}
 	b.cert = create(t, template, a.cert, b.key.Public(), a.key)
 	return b
+}
+
+// revoke returns a revocation list in PEM.
+func (a *authority) revoke(t testing.TB) []byte {
+	t.Helper()
+	template := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}
+	der, err := x509.CreateRevocationList(rand.Reader, template, a.cert, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
 }
 
 func (a *authority) bundle() *x509bundle.Bundle {

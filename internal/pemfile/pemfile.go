@@ -57,7 +57,11 @@ func readOnce(paths []string) Set {
 	return s
 }
 
+// readFile reads a regular file. A pipe without a writer would block whoever opens it for ever.
 func readFile(path string) ([]byte, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -92,7 +96,8 @@ func parseBlocks(data []byte) ([]*pem.Block, error) {
 	return blocks, nil
 }
 
-// Certificates returns the certificates in data. It is an error if there are none. Other blocks are skipped.
+// Certificates returns the certificates in data. It is an error if there are none, or if there is a revocation list, since nobody would
+// enforce it. Other blocks are skipped.
 func Certificates(data []byte) ([]*x509.Certificate, error) {
 	blocks, err := parseBlocks(data)
 	if err != nil {
@@ -100,7 +105,11 @@ func Certificates(data []byte) ([]*x509.Certificate, error) {
 	}
 	var certificates []*x509.Certificate
 	for _, block := range blocks {
-		if block.Type != "CERTIFICATE" {
+		switch block.Type {
+		case "CERTIFICATE":
+		case "X509 CRL":
+			return nil, errors.New("revocation lists are not enforced: remove it from the file, and issue certificates with short lives")
+		default:
 			continue
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
