@@ -1,4 +1,3 @@
-// Package internal generates docs/documents.md from the tables that the loader goes by.
 package internal
 
 import (
@@ -123,10 +122,8 @@ namespace default that no document names. A service that is also governed by a d
 
 Unset fields have the defaults of Consul's Envoy: round robin, 5 s to connect, 15 s for a request (no limit for tcp), 1,024
 connections, pending requests and requests, 3 retries at once, outlier detection on (5 errors in a row, and success rate), no panic
-threshold, no retries. Namespaces, partitions, peers and sameness groups are errors. The kinds api-gateway, bound-api-gateway,
-control-plane-request-limit, exported-services, file-system-certificate, http-route, ingress-gateway, inline-certificate, jwt-provider,
-sameness-group, tcp-route and terminating-gateway are errors. Generated entries are compared with the chains, routes and clusters of
-real agents of Consul 1.22; the server side of service-defaults (15 s for local requests) is not enforced.
+threshold, no retries. Namespaces, partitions, peers and sameness groups are errors, and so are all kinds of entries but these and
+service-intentions. The server side of service-defaults (15 s for local requests) is not enforced.
 `
 
 // write writes what there is to say about a kind.
@@ -170,7 +167,7 @@ func (s *section) write(b *strings.Builder, t *testing.T) {
 		}
 	}
 	if len(answers) > 0 {
-		b.WriteString("\nWhat depends on the value (†: some are refused), with the answer of `mesh check`:\n\n| written | answer |\n|---|---|\n")
+		b.WriteString("\n| written | answer |\n|---|---|\n")
 		b.WriteString(strings.Join(answers, ""))
 	}
 }
@@ -386,7 +383,9 @@ func (t *table) object(path string, of reflect.Type) {
 	if path == "" {
 		at = "(document)"
 	}
-	fmt.Fprintf(&t.rows, "| %s | %s | %s |\n", at, strings.Join(enforced, " "), strings.Join(merged(not), "<br>"))
+	if is := strings.Join(enforced, " ") + strings.Join(not, " "); is != "`spec`" && is != "`spec`"+status { // else the introduction says it
+		fmt.Fprintf(&t.rows, "| %s | %s | %s |\n", at, strings.Join(enforced, " "), strings.Join(merged(not), "<br>"))
+	}
 	for i, f := range level {
 		suffix, inner := elements(types[i])
 		if at := join(path, f.Path+suffix); t.places[inner] == at {
@@ -521,16 +520,19 @@ every difference. Nothing is silently ignored. A field or value is one of these:
 - **no effect**: it never affects how a call is handled here. It is not reported.
 
 Fields that are in no table are errors. Names are camelCase, durations have a unit (` + "`100ms`, `1m`, `0.5s`" + `). A table lists the fields of
-an object that occurs several times once: "as" says where.
+an object that occurs several times once: "as" says where. A field with † is enforced, but some of its values are refused. A second table
+shows what ` + "`mesh check`" + ` says of some values.
 `
 
 const afterKinds = `
-Any other kind or version of these groups is an error, and so is any other group of Istio, Linkerd, SMI or Consul. Documents of groups
-of others, such as ` + "`cert-manager.io`" + `, are skipped with a warning; but a kind that is enforced or refused above has the wrong ` + "`apiVersion`" + `, which
-is an error. Kinds of the groups of Kubernetes
-itself (core, ` + "`apps`, `batch`, `autoscaling`, `policy`, `*.k8s.io`" + `) are skipped with a warning. A ` + "`List`" + `, or the
-list of one kind that an API server returns (` + "`VirtualServiceList`" + `), stands for its items.
+Any other kind or version of these groups is an error, and so is any other group of Istio, Linkerd, SMI or Consul. Kinds of the groups of
+Kubernetes itself (core, ` + "`apps`, `batch`, `autoscaling`, `policy`, `*.k8s.io`" + `) are skipped with a warning, and so are those of other groups, such
+as ` + "`cert-manager.io`" + `, unless they have the name of a kind that is enforced or refused above: that is a wrong ` + "`apiVersion`" + `, an error. A ` + "`List`" + `,
+or the list of one kind that an API server returns (` + "`VirtualServiceList`" + `), stands for its items.
 
-All kinds have the metadata of Kubernetes, of which name and namespace count:
+Documents have a ` + "`spec`" + `. Those of Istio may have a ` + "`status`" + `, which has no effect: it is written by the control plane. All
+kinds have the metadata of Kubernetes, whose name and namespace count:
 
 `
+
+const status = "`status`: **no effect**: written by the control plane"

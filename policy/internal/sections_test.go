@@ -27,7 +27,7 @@ var sections = []section{
 		apiVersion: "networking.istio.io/v1", kind: "VirtualService", of: reflect.TypeFor[istio.VirtualService](),
 		text: "Routes calls, as it does for sidecars: documents for gateways only are skipped.\n",
 		probes: []probe{
-			{`retries: {attempts: 1, retryRemoteLocalities: true}`, inRoute, "retryRemoteLocalities", true},
+			{`retries: {attempts: 1, retryRemoteLocalities: true}`, inRoute, "retryRemoteLocalities", false},
 			{`retries: {attempts: 1, retryOn: retriable-headers}`, inRoute, "retryOn", false},
 			{`timeout: 1s, retries: {attempts: 1, perTryTimeout: 2s}`, inRoute, "perTryTimeout", false},
 			{`fault: {abort: {httpStatus: 500, percentage: {value: 0.1}}}`, inRoute, "percentage.value", false},
