@@ -1,16 +1,35 @@
 // Package mesh gives a process what a service mesh gives it, without the sidecar.
 //
 // It reads the documents that operators write for Istio, Linkerd, SMI and Consul and enforces them inside the process, behind
-// an ordinary [http.Client]:
+// an ordinary [http.Client] and [http.Handler]:
 //
-//	m, err := mesh.New(ctx, mesh.WithPolicyDir("mesh.d"))
+//	m, err := mesh.New(ctx, mesh.WithPolicyFeed(file.New("mesh.d"))) // a folder that is followed, of package policy/file
 //	if err != nil { ... }
 //	defer m.Close()
+//
 //	resp, err := m.Client().Get("http://user-service/users/42")
+//
+//	srv := &http.Server{Handler: m.Handler(mux), ReadHeaderTimeout: 5 * time.Second}
+//	err = srv.Serve(m.Listen(ln))
+//
+// # What a mesh is made of
+//
+//   - Documents: [WithPolicyDir] reads a folder once, [WithPolicyFeed] follows a folder, Kubernetes or Consul, and [WithPolicy]
+//     takes what the program holds itself.
+//   - Endpoints: those of ServiceEntries and of DNS, or of a registry given with [WithDiscovery].
+//   - The workload that the process is: [WithWorkload]. Documents select by its namespace and labels. In a Kubernetes pod its
+//     environment can say it, see [policy.WorkloadFromEnv].
+//   - An identity: [WithIdentity]. Without one, no mTLS connection is accepted or made with the process's own certificate.
+//   - Traces, metrics, access logs and a live page: [WithObserver].
+//   - What no document can express: [WithProtection] for calls, [WithServer] for requests to this process.
+//
+// It is used through [Mesh.Client] or [Mesh.Transport] for HTTP calls, [Mesh.Handler] and [Mesh.Listen] for HTTP servers, package
+// [meshgrpc] for gRPC, and [Mesh.DialContext] and [Mesh.ListenTCP] for other protocols. [Mesh.Status] is a snapshot of what is in
+// force, for a status page or a readiness probe.
 //
 // # The life of one request
 //
-// A request passes these stages in this order. The order is Envoy's. Each stage has a reason to be where it is.
+// A request passes these stages in this order, which is Envoy's.
 //
 //  1. Plan. The compiled documents are loaded once, from an atomic pointer. A reload during the request does not affect
 //     it: the request sees one plan from beginning to end.
@@ -53,11 +72,7 @@
 //
 // # The life of one inbound request
 //
-//	ln, err := net.Listen("tcp", ":8080")
-//	srv := &http.Server{Handler: m.Handler(mux), ReadHeaderTimeout: 5 * time.Second}
-//	err = srv.Serve(m.Listen(ln))
-//
-// A request to this server passes these stages, in this order.
+// A request to a server that uses [Mesh.Handler] and [Mesh.Listen] passes these stages, in this order.
 //
 //  1. Connection. PeerAuthentication decides what the port takes: STRICT takes mTLS only, PERMISSIVE tells mTLS from
 //     plaintext by the first byte, DISABLE takes plaintext. Handshakes run concurrently with Accept and are bounded in
@@ -90,11 +105,6 @@
 // matches, 429 from a rate limit, and 503 with x-envoy-overloaded when a connection pool is full. A failure to get a response
 // is an [*Error]: it names the layer, the destination and the response flags, and gives its cause to [errors.Is] and
 // [errors.As].
-//
-// # What is in force
-//
-// [Mesh.Status] is a snapshot of the documents, destinations, circuits and identity in force, for a status page or a readiness
-// probe. An [Observer] is told of each change as it happens.
 //
 // # The layers alone
 //

@@ -18,8 +18,8 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// Observer is the seam through which traces, metrics and logs attach: a set of functions that are told what the mesh
-// does. Functions that are nil are skipped; a mesh without observers pays nothing for them.
+// Observer is a set of functions that are told what the mesh does. Traces, metrics and logs attach through it.
+// Functions that are nil are skipped; a mesh without observers pays nothing for them.
 //
 // The functions run on the goroutine of the call, or on one of the mesh's own for events outside calls, and may run on
 // several at the same time. They must return quickly and must not keep what they are given: a [Call], [Attempt], [Inbound]

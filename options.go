@@ -273,21 +273,21 @@ func WithServer(s ServerConfig) Option {
 }
 
 // Protection holds settings that no document can express, because Envoy has nothing like them. Its zero value is off; each
-// part works by itself.
+// part works by itself, and for each destination (host, port and subset) by itself.
 type Protection struct {
-	// Circuit stops calls to a destination that fails as a whole. nil is off.
+	// Circuit stops calls to the destination while it fails as a whole. nil is off.
 	Circuit *breaker.Config
 
-	// RetryBudget bounds retries to a share of the requests. nil is off.
+	// RetryBudget bounds retries to a share of the requests. nil leaves it to the documents.
 	RetryBudget *retry.BudgetConfig
 
-	// RetryAfter waits as long as a response's Retry-After asks for.
+	// RetryAfter waits before a retry as long as the response's Retry-After asks for. If that is more than 10 s, there is no retry.
 	RetryAfter bool
 
 	// StopNestedRetries does not retry a request that is itself a retry.
 	StopNestedRetries bool
 
-	// RateLimit bounds the requests per second. Its zero value is off.
+	// RateLimit bounds the requests per second, retries not counted. Its zero value is off.
 	RateLimit limit.RateConfig
 
 	// BodyIdle bounds the wait for the next bytes of a response body. 0 means no bound.
