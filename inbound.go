@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"context"
 	"errors"
 	"net/http"
 
@@ -97,9 +96,7 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 		if !panicked && in.Decision.Allowed { // and it was not ended before it answered
 			in.Status = answer.Code()
 		}
-		if answer.Status == 0 && in.Decision.Allowed && r.Context().Err() == context.Canceled {
-			in.Status, in.Flags = 0, in.Flags|FlagCallerGone // the caller does not get what net/http would answer
-		}
+		in.interrupted(r.Context(), answer.Status, panicked)
 		if field.IsGRPC(in.Request.Header) {
 			in.GRPCStatus = failure.GRPCAnswer(in.Status, w.Header())
 		}

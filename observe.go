@@ -271,7 +271,8 @@ type Inbound struct {
 	// Pattern is the pattern of http.ServeMux that the request matched, if the handler is one, and "" otherwise.
 	Pattern string
 
-	// Flags say why a limit refused the request, or why it was not answered.
+	// Flags say why a limit refused the request, or why it was not answered, or not to the end: with FlagCallerGone the caller was gone
+	// before the handler returned, with FlagConnectionTerminated (HTTP/1) or FlagRemoteReset (HTTP/2) the handler panicked.
 	Flags Flags
 
 	// Duration is the time from Start to the return of the handler.

@@ -142,6 +142,21 @@ func (in *inbound) recycle() {
 	in.mesh.server.requests.Put(in)
 }
 
+// interrupted notes that the answer of a request has not ended as it should: its caller was gone before the handler returned, or the handler has
+// panicked, and net/http cuts the answer off. status is what was sent of it.
+func (in *inbound) interrupted(ctx context.Context, status int, panicked bool) {
+	switch {
+	case !in.Decision.Allowed: // the mesh has ended it
+	case ctx.Err() == context.Canceled:
+		in.Status, in.Flags = status, in.Flags|FlagCallerGone // the caller does not get what net/http would answer
+	case !panicked:
+	case in.Request.ProtoMajor < 2: // in the words of the caller's side
+		in.Flags |= FlagConnectionTerminated
+	default:
+		in.Flags |= FlagRemoteReset
+	}
+}
+
 // release gives back what the request holds.
 func (in *inbound) release() {
 	in.leave()

@@ -49,6 +49,12 @@ func (r *record) inboundDetails() string {
 		return "local_rate_limited"
 	case r.flags&mesh.FlagOverflow != 0:
 		return "overload"
+	case r.flags&mesh.FlagCallerGone != 0:
+		return "downstream_remote_disconnect"
+	case r.reset() != "" && r.status != 0: // by the handler
+		return "upstream_reset_after_response_started" + r.reset()
+	case r.reset() != "":
+		return "upstream_reset_before_response_started" + r.reset()
 	case r.status != 0:
 		return "via_upstream"
 	}

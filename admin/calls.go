@@ -239,10 +239,14 @@ func (c *collector) keepCall(d *destination, from *mesh.Call, list []attempt, m 
 	c.calls.add(k)
 }
 
+// broken are the flags of a request whose handler has panicked.
+const broken = mesh.FlagConnectionTerminated | mesh.FlagRemoteReset
+
 func (c *collector) inboundEnd(_ context.Context, in *mesh.Inbound) {
 	m := sample{
 		at: in.Start.Add(in.Duration), took: in.Duration,
-		failed: in.Status >= 500 || grpccode.ServerFault(uint32(in.GRPCStatus)) || in.Status == 0 && in.Request.Context().Err() == nil,
+		failed: in.Status >= 500 || grpccode.ServerFault(uint32(in.GRPCStatus)) || in.Flags&broken != 0 ||
+			in.Status == 0 && in.Request.Context().Err() == nil,
 		denied: !in.Decision.Allowed,
 	}
 	if m.denied {

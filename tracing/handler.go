@@ -1,6 +1,7 @@
 package tracing
 
 import (
+	"context"
 	"net/http"
 	"sync"
 
@@ -62,7 +63,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var answer response.Recorder
 	returned := false
 	defer func() {
-		end := spans.Response{Status: answer.Status, Route: r.Pattern}
+		// A proxy panics, too, if its caller is gone.
+		end := spans.Response{Status: answer.Status, Broken: !returned && ctx.Err() != context.Canceled, Route: r.Pattern}
 		if returned {
 			end.Status = answer.Code()
 		}

@@ -386,6 +386,13 @@ func TestPanics(t *testing.T) {
 			h := &tracing.Handler{Config: config, Next: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("ouch") })}
 			h.ServeHTTP(httptest.NewRecorder(), req.WithContext(context.Background()))
 		},
+		"server that has begun to answer": func() {
+			h := &tracing.Handler{Config: config, Next: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(http.StatusOK)
+				panic("ouch")
+			})}
+			h.ServeHTTP(httptest.NewRecorder(), req.WithContext(context.Background()))
+		},
 	} {
 		before := len(spans.Ended())
 		func() {

@@ -152,7 +152,8 @@ func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.C
 }
 
 func (o *observer) inboundEnd(ctx context.Context, in *mesh.Inbound) {
-	e := spans.Response{Status: in.Status, Route: in.Pattern}
+	const broken = mesh.FlagConnectionTerminated | mesh.FlagRemoteReset
+	e := spans.Response{Status: in.Status, Broken: in.Flags&broken != 0, Route: in.Pattern}
 	if in.Flags != 0 {
 		e.Flags = in.Flags.String()
 	}

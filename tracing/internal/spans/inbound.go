@@ -215,7 +215,8 @@ func serverAttributes(r *Request) []attribute.KeyValue {
 
 // Response is how an inbound request ended.
 type Response struct {
-	Status  int    // the HTTP status; 0 if the response was cut off
+	Status  int    // the HTTP status; 0 if the response was cut off before it began
+	Broken  bool   // the handler has panicked, so the response was cut off if it had begun
 	RPC     bool   // it is the response to a gRPC call, with Code
 	Code    uint32 // the gRPC status
 	Unknown bool   // the gRPC method may not exist
@@ -244,8 +245,11 @@ func EndInbound(ctx context.Context, r *Response) {
 		fail(span, other)
 	default:
 		span.SetAttributes(semconv.HTTPResponseStatusCodeKey.Int(r.Status))
-		if r.Status >= http.StatusInternalServerError {
+		switch {
+		case r.Status >= http.StatusInternalServerError:
 			fail(span, strconv.Itoa(r.Status))
+		case r.Broken:
+			fail(span, other)
 		}
 	}
 	switch route := pathOf(r.Route); {
