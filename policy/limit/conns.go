@@ -46,7 +46,7 @@ type Conns struct {
 }
 
 // Conns returns a new set of connections. They have the settings of the pool, and count against its MaxConnections. The caller
-// closes it.
+// closes it. Calls over HTTP/2 that find no connection with room for them share the one that the first of them opens, or its failure.
 //
 // The template is cloned. The clone keeps the TLS configuration, the proxy and the dialer, but wraps the dialer to apply
 // ConnectTimeout, Keepalive and MaxConnections. It uses HTTP/2 if the endpoint does, unless template.Protocols or
@@ -128,18 +128,21 @@ func (c *Conns) RoundTrip(req *http.Request) (*http.Response, error) {
 // send sends a call over an open HTTP/2 connection if there is one, and otherwise through net/http's transport.
 func (c *Conns) send(req *http.Request) (*http.Response, error) {
 	m := c.shared
-	if m == nil || req.URL == nil || !m.known(req) || !simple(req) {
+	switch {
+	case m == nil || req.URL == nil || !simple(req):
 		return c.transport.RoundTrip(req)
-	}
-	limited := c.pool.config.MaxConnections > 0
-	if !limited || !m.line.busy() {
+	case c.pool.config.MaxConnections == 0:
+		return m.share(req)
+	case !m.known(req):
+		return c.transport.RoundTrip(req)
+	case !m.line.busy():
 		resp, next, err := m.roundTrip(req)
 		if next == nil {
 			return resp, err
 		}
 		req = next
 	}
-	if limited && m.known(req) {
+	if m.known(req) {
 		return m.await(req)
 	}
 	resp, err := c.transport.RoundTrip(req)

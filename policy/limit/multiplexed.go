@@ -41,6 +41,11 @@ type way struct {
 	over atomic.Pointer[http.RoundTripper]
 
 	expected atomic.Bool // HTTP/2 is configured, and the peer has not chosen HTTP/1
+	offered  bool        // the peer chooses in the handshake
+	met      atomic.Bool // it has done so at least once
+
+	mu       sync.Mutex
+	openings map[string]*opening // by authority
 }
 
 // The keys in TLSNextProto of the functions that take over HTTP/2 connections.
@@ -65,6 +70,7 @@ func (c *Conns) share(t *http.Transport) *multiplexed {
 	}
 	m := &multiplexed{conns: c, idle: t.IdleConnTimeout, born: time.Now()}
 	m.secure.expected.Store(p != nil && !p.HTTP1() && p.HTTP2())
+	m.secure.offered = p == nil || p.HTTP2()
 	m.clear.expected.Store(p != nil && !p.HTTP1() && p.UnencryptedHTTP2())
 	m.line.turn = make(chan struct{}, 1)
 	t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{

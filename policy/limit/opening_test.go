@@ -1,0 +1,228 @@
+package limit_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/policy/limit"
+)
+
+// Calls that find no connection share the one that the first of them opens, also after all connections were lost. They do not wait for the
+// response to its call, and with HTTP/1 not for each other.
+func TestConns_ABurstOpensOneConnection(t *testing.T) {
+	const calls = 20
+	for _, tt := range []struct {
+		protocol string
+		want     int64 // connections per burst
+	}{
+		{overTLS, 1},
+		{clear, 1},
+		{overTLS1, calls},
+		{plain, calls},
+	} {
+		t.Run(tt.protocol, func(t *testing.T) {
+			arrived, answer := make(chan struct{}, calls), make(chan struct{})
+			s := serve(t, tt.protocol, func(w http.ResponseWriter, req *http.Request) {
+				arrived <- struct{}{}
+				<-answer
+				hello(w, req)
+			})
+			c := conns(t, newPool(t, limit.PoolConfig{}), s.template)
+			for burst := range int64(2) {
+				var callers sync.WaitGroup
+				for range calls {
+					callers.Go(func() { get(t, c, s.URL) })
+				}
+				for range calls {
+					await.Receive(t, "all calls at once", arrived)
+				}
+				if n := s.conns.Load(); n < tt.want*(burst+1) || n > (tt.want+1)*(burst+1) && tt.want == 1 {
+					t.Errorf("burst %d: %d connections in all, want %d per burst", burst, n, tt.want)
+				}
+				for range calls {
+					answer <- struct{}{}
+				}
+				callers.Wait()
+				s.CloseClientConnections()
+				await.True(t, "no connection is left", func() bool { s.CloseClientConnections(); return c.Open() == 0 })
+			}
+		})
+	}
+}
+
+// A burst of more calls than a connection has streams opens as many connections as it needs, one after the other.
+func TestConns_ABurstOpensOneConnectionAfterAnother(t *testing.T) {
+	const calls, streams = 35, 10
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		network, template := serveClear(t, streams, func(w http.ResponseWriter, req *http.Request) {
+			<-answer
+			hello(w, req)
+		})
+		c := conns(t, newPool(t, limit.PoolConfig{}), template)
+		burst := func(n int) {
+			var callers sync.WaitGroup
+			for range n {
+				callers.Go(func() { get(t, c, "http://orders") })
+			}
+			synctest.Wait()
+			close(answer)
+			callers.Wait()
+		}
+		burst(1) // then it is known how many streams there are
+		answer = make(chan struct{})
+		burst(calls)
+		if n := network.Dials(); n > 8 { // before a connection says how many streams it has, it may get too many calls
+			t.Errorf("%d connections for %d calls with %d streams each, want 4 or a few more", n, calls, streams)
+		}
+	})
+}
+
+var errRefused = errors.New("refused for the test")
+
+// dialSlowly has dial called before template dials, which fails with its error. It returns the number of dials.
+func dialSlowly(template *http.Transport, dial func(n int64, address string) error) *atomic.Int64 {
+	dials, inner := new(atomic.Int64), template.DialContext
+	template.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if err := dial(dials.Add(1), address); err != nil {
+			return nil, err
+		}
+		return inner(ctx, network, address)
+	}
+	return dials
+}
+
+// call makes a call, and returns its error.
+func call(ctx context.Context, c *limit.Conns, url string) error {
+	resp, err := c.RoundTrip(httptest.NewRequestWithContext(ctx, http.MethodGet, url, nil))
+	if err == nil {
+		resp.Body.Close()
+	}
+	return err
+}
+
+// What fails the connection fails all calls that wait for it, instead of one dial after another.
+func TestConns_ADialThatFailsFailsAllThatWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, template := serveClear(t, 0, hello)
+		dials := dialSlowly(template, func(int64, string) error { time.Sleep(time.Second); return errRefused })
+		c := conns(t, newPool(t, limit.PoolConfig{}), template)
+		began := time.Now()
+		var callers sync.WaitGroup
+		for range 20 {
+			callers.Go(func() {
+				if err := call(t.Context(), c, "http://orders"); !errors.Is(err, errRefused) {
+					t.Errorf("a call ended with %v, want the error of the dial", err)
+				}
+			})
+		}
+		callers.Wait()
+		if took := time.Since(began); took != time.Second || dials.Load() != 1 {
+			t.Errorf("%d dials in %v, want 1 in a second", dials.Load(), took)
+		}
+	})
+}
+
+// A call that gives up, or that net/http refuses, concerns no other call.
+func TestConns_TheCallThatDialsConcernsNoOther(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		first func(ctx context.Context, c *limit.Conns) error
+		dials int64
+	}{
+		{"it gives up", func(ctx context.Context, c *limit.Conns) error {
+			ctx, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			return call(ctx, c, "http://orders")
+		}, 2},
+		{"it is canceled by its channel", func(ctx context.Context, c *limit.Conns) error {
+			req := httptest.NewRequestWithContext(ctx, http.MethodGet, "http://orders", nil)
+			cancel := make(chan struct{})
+			req.Cancel = cancel //lint:ignore SA1019 deprecated, but still honoured by net/http
+			time.AfterFunc(time.Second, func() { close(cancel) })
+			_, err := c.RoundTrip(req)
+			return err
+		}, 2},
+		{"it cannot be sent", func(ctx context.Context, c *limit.Conns) error {
+			req := httptest.NewRequestWithContext(ctx, http.MethodGet, "http://orders", nil)
+			req.Header["bad name"] = []string{"x"}
+			_, err := c.RoundTrip(req)
+			return err
+		}, 1},
+		{"its trace panics", func(ctx context.Context, c *limit.Conns) (err error) {
+			defer func() { err = recover().(error) }()
+			return call(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { panic(errRefused) }}), c, "http://orders")
+		}, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, template := serveClear(t, 0, hello)
+				dials := dialSlowly(template, func(int64, string) error { time.Sleep(5 * time.Second); return nil })
+				c := conns(t, newPool(t, limit.PoolConfig{}), template)
+				var callers sync.WaitGroup
+				callers.Go(func() {
+					if err := tt.first(t.Context(), c); err == nil {
+						t.Error("the first call went well")
+					}
+				})
+				synctest.Wait()
+				for range 20 {
+					callers.Go(func() {
+						if err := call(t.Context(), c, "http://orders"); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				callers.Wait()
+				if n := dials.Load(); n != tt.dials {
+					t.Errorf("%d dials, want %d", n, tt.dials)
+				}
+				time.Sleep(time.Minute) // for a dial that nobody needs any more
+			})
+		})
+	}
+}
+
+// A call that waits for a connection gives up when its context ends. Calls to another authority do not wait for it.
+func TestConns_WaitForAnOpeningEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, template := serveClear(t, 0, hello)
+		dialSlowly(template, func(_ int64, address string) error {
+			if address == "orders:80" {
+				time.Sleep(5 * time.Second)
+			}
+			return nil
+		})
+		c := conns(t, newPool(t, limit.PoolConfig{}), template)
+		began := time.Now()
+		var callers sync.WaitGroup
+		callers.Go(func() { get(t, c, "http://orders") })
+		synctest.Wait()
+		callers.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			req := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://orders", nil)
+			b := &requestBody{Reader: http.NoBody}
+			req.Body = b
+			if _, err := c.RoundTrip(req); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Second || b.closed != 1 {
+				t.Errorf("it ended with %v after %v, and its body was closed %d times", err, time.Since(began), b.closed)
+			}
+		})
+		callers.Go(func() {
+			if get(t, c, "http://other"); time.Since(began) != 0 {
+				t.Errorf("a call to another authority took %v", time.Since(began))
+			}
+		})
+		callers.Wait()
+	})
+}
