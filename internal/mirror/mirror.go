@@ -309,8 +309,7 @@ func owned(rc io.ReadCloser) io.ReadCloser {
 		return rc
 	}
 	kept := make([]byte, size)
-	n, _ := io.ReadFull(rc, kept) // memory cannot fail
-	rc.Close()
+	n, _ := io.ReadFull(rc, kept) // memory cannot fail, and its Close does nothing
 	return io.NopCloser(bytes.NewReader(kept[:n]))
 }
 

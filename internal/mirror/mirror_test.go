@@ -111,6 +111,7 @@ func TestMirrorBodies(t *testing.T) {
 		{"stream, empty", post(t, stream(strings.NewReader(""))), readAll, "", nil},
 		{"stream, just not too large", post(t, stream(strings.NewReader(large[1:]))), readAll, large[1:], nil},
 		{"stream, too large", post(t, stream(strings.NewReader(large))), readAll, "", mirror.ErrBody},
+		{"announced just not too large", withLength(64<<10, stream(strings.NewReader(large[1:]))), readAll, large[1:], nil},
 		{"announced too large", withLength(64<<10+1, stream(strings.NewReader(large))), nil, "", mirror.ErrBody},
 		{"length known, not read to EOF", withLength(5, stream(strings.NewReader("hello"))), func(r io.ReadCloser) {
 			io.ReadFull(r, make([]byte, 5))
@@ -275,6 +276,29 @@ func TestMirrorLimit(t *testing.T) {
 	})
 }
 
+// TestMirrorsBodyOfADroppedCopy: what GetBody has opened for it is closed.
+func TestMirrorsBodyOfADroppedCopy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShadow()
+		s.hang()
+		s.Limit = 1
+		s.Fork(get(t, "http://a/"), mirrored(), 0)
+		opened := &endless{closed: make(chan struct{})}
+		out := post(t, stream(strings.NewReader("hello")))
+		out.GetBody = func() (io.ReadCloser, error) { return opened, nil }
+		s.Fork(out, mirrored(), 0)
+		if err := <-s.done; !errors.Is(err, mirror.ErrLimit) {
+			t.Errorf("Done(%v), want ErrLimit", err)
+		}
+		select {
+		case <-opened.closed:
+		default:
+			t.Error("the body is still open")
+		}
+		s.Close()
+	})
+}
+
 func TestMirrorTimeout(t *testing.T) {
 	for _, c := range []struct {
 		name             string
@@ -303,6 +327,21 @@ func TestMirrorTimeout(t *testing.T) {
 }
 
 type key struct{}
+
+// TestMirrorsContextEndsWithTheCopy, so that what waits for it need not wait for the timeout.
+func TestMirrorsContextEndsWithTheCopy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShadow()
+		defer s.Close()
+		s.Fork(get(t, "http://a/"), mirrored(), time.Hour)
+		ctx := (<-s.got).req.Context()
+		<-s.done
+		synctest.Wait()
+		if ctx.Err() == nil {
+			t.Error("the context of the copy goes on after its end")
+		}
+	})
+}
 
 // A copy keeps the values of the original's context, but not its end and not its trace hooks.
 func TestMirrorContext(t *testing.T) {
