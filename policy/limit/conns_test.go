@@ -527,6 +527,32 @@ func TestConns_WaitsForRoom(t *testing.T) {
 	})
 }
 
+// A connection to another endpoint that becomes idle makes room, however long a call has waited for it.
+func TestConns_WaitsForAnIdleConnectionElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, template := serveInMemory(t, func(_ http.ResponseWriter, req *http.Request) {
+			took, err := time.ParseDuration(req.URL.Query().Get("takes"))
+			if err != nil {
+				t.Error(err)
+			}
+			time.Sleep(took)
+		})
+		pool := newPool(t, limit.PoolConfig{MaxConnections: 2})
+		orders, stock := conns(t, pool, template), conns(t, pool, template)
+		var calls sync.WaitGroup
+		calls.Go(func() { get(t, orders, "http://orders?takes=1h") })
+		calls.Go(func() { get(t, stock, "http://stock?takes=5s") })
+		synctest.Wait()
+		time.AfterFunc(time.Second, func() { get(t, stock, "http://stock?takes=0s") }) // then net/http keeps what becomes idle
+		begin := time.Now()
+		get(t, orders, "http://orders?takes=0s")
+		if took := time.Since(begin); took < 5*time.Second || took > 6*time.Second {
+			t.Errorf("the call took %v, want little more than the 5s until the other connection was idle", took)
+		}
+		calls.Wait()
+	})
+}
+
 // tcp is a connection that notes how keepalive was set.
 type tcp struct {
 	net.Conn
