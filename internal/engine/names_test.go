@@ -7,6 +7,7 @@ import (
 	"iter"
 	"net"
 	"net/http"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -153,6 +154,84 @@ func TestHostsOfDNSAreBounded(t *testing.T) {
 		time.Sleep(2 * strangerIdle)
 		if n := e.Clusters(); n != 1 {
 			t.Errorf("%d targets are kept when nobody calls them, want the one of a document", n)
+		}
+	})
+}
+
+// Callers may use more hosts at a time than are kept. What their calls have learned and count is not dropped meanwhile.
+func TestHostsInUseAreKept(t *testing.T) {
+	const hosts = strangersKept + 20
+	synctest.Test(t, func(t *testing.T) {
+		e := entry(t, nil)
+		var inUse []*cluster
+		for i := range hosts {
+			c, current, err := e.enter(e.view.Load(), route.Target{Host: fmt.Sprintf("host-%d.example", i), Port: 5432}, new(time.Now()))
+			if !current || err != nil {
+				t.Fatal(current, err)
+			}
+			inUse = append(inUse, c)
+		}
+		if n := e.Clusters(); n != hosts {
+			t.Errorf("%d targets are kept with calls to %d in flight", n, hosts)
+		}
+		for _, c := range inUse {
+			c.leave()
+		}
+		time.Sleep(2*strangerIdle + time.Second)
+		synctest.Wait()
+		if n := e.Clusters(); n != 0 {
+			t.Errorf("%d targets are kept when nobody calls them", n)
+		}
+	})
+}
+
+// late is a DNS that answers nothing until it is closed, and then that it knows no name.
+type late chan struct{}
+
+func (l late) Watch(ctx context.Context, s discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
+	return func(yield func([]discovery.Endpoint, error) bool) {
+		select {
+		case <-l:
+			yield(nil, fmt.Errorf("%s: %w", s.Host, discovery.ErrUnknownService))
+			<-ctx.Done()
+		case <-ctx.Done():
+		}
+	}
+}
+
+// A call that learns that its host does not exist forgets what it has used itself. Other calls may use what has taken the place of that.
+func TestUnknownHostUnderOtherDocuments(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, dns := entry(t, nil), make(late)
+		e.watcher.Close()
+		e.watcher = discovery.NewWatcher(dns, func(discovery.Service, error) {})
+		var dials sync.WaitGroup
+		dials.Go(func() {
+			if conn, _, err := e.DialContext(t.Context(), "tcp", "late.example:5432"); err != nil {
+				t.Error(err)
+			} else {
+				conn.Close() // outside the mesh
+			}
+		})
+		synctest.Wait()
+		if err := e.Treat(func(_ route.Target, c *policy.Cluster) { c.Eject = true }); err != nil {
+			t.Fatal(err)
+		}
+		target := route.Target{Host: "late.example", Port: 5432}
+		c, current, err := e.enter(e.view.Load(), target, new(time.Now()))
+		if !current || err != nil {
+			t.Fatal(current, err)
+		}
+		close(dns)
+		dials.Wait()
+		if e.view.Load().clusters.get(target) != c {
+			t.Error("the target is dropped, although a call under the new documents is in flight")
+		}
+		c.leave()
+		time.Sleep(2*strangerIdle + time.Second)
+		synctest.Wait()
+		if n := e.Clusters(); n != 0 {
+			t.Errorf("%d targets are kept when nobody calls them", n)
 		}
 	})
 }
