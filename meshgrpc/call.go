@@ -324,6 +324,8 @@ func (c *call) edit(t *try) {
 // conclude ends a call with the result of serve, and returns what the caller gets. The last attempt has already ended.
 func (c *call) conclude(answer *engine.Refusal, err error) (header, trailer metadata.MD, _ error) {
 	switch {
+	case err != nil && c.last != nil && c.Failure(err) == failure.BadRequest:
+		return nil, nil, c.last.err // as without the mesh, and as with net/http
 	case err != nil:
 		return nil, nil, failed(c.ctx, err)
 	case answer != nil:

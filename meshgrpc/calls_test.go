@@ -345,27 +345,51 @@ spec: {hosts: [moved], http: [{redirect: {uri: /elsewhere}}]}
 	}
 }
 
-// A message that cannot be encoded is the fault of the caller alone.
+// What cannot be sent is the fault of the caller alone, who gets the error of gRPC.
 func TestLocalErrors(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
-	registry.Set("echo", serve(t, echoStreams))
+	echo := serve(t, echoStreams)
+	registry.Set("echo", echo)
 	m := meshtest.New(t, threeTries+strings.Replace(ejecting, "maxEjectionPercent: 50", "maxEjectionPercent: 100", 1),
 		mesh.WithDiscovery(&registry), mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 2}}))
-	conn := connect(t, m, "mesh:///echo")
-	for range 10 {
-		if err := conn.Invoke(t.Context(), grpctest.UnaryMethod, "no message", &grpctest.Response{}); status.Code(err) != codes.Internal {
-			t.Fatalf("error %v, want Internal", err)
-		}
+	conn, bare := connect(t, m, "mesh:///echo"), grpctest.Dial(t, echo.ID())
+	open := func(conn *grpc.ClientConn) grpc.ClientStream {
 		stream, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/grpc.testing.TestService/FullDuplexCall")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := stream.SendMsg("no message"); status.Code(err) != codes.Internal {
-			t.Fatalf("error %v, want Internal", err)
-		}
-		if err := stream.RecvMsg(&grpctest.Out{}); status.Code(err) != codes.Internal {
-			t.Fatalf("error %v, want Internal", err)
+		return stream
+	}
+	large := &grpctest.Request{Payload: &grpc_testing.Payload{Body: make([]byte, 100)}}
+	for name, fail := range map[string]func(*grpc.ClientConn) error{
+		"message": func(conn *grpc.ClientConn) error {
+			return conn.Invoke(t.Context(), grpctest.UnaryMethod, "no message", &grpctest.Response{})
+		},
+		"size": func(conn *grpc.ClientConn) error {
+			return conn.Invoke(t.Context(), grpctest.UnaryMethod, large, &grpctest.Response{}, grpc.MaxCallSendMsgSize(10))
+		},
+		"metadata": func(conn *grpc.ClientConn) error {
+			ctx := metadata.NewOutgoingContext(t.Context(), metadata.MD{"no key": {""}})
+			return conn.Invoke(ctx, grpctest.UnaryMethod, &grpctest.Request{}, &grpctest.Response{})
+		},
+		"credentials": func(conn *grpc.ClientConn) error {
+			return conn.Invoke(t.Context(), grpctest.UnaryMethod, &grpctest.Request{}, &grpctest.Response{}, grpc.PerRPCCredentials(secret{true}))
+		},
+		"message of a stream": func(conn *grpc.ClientConn) error {
+			stream := open(conn)
+			return errors.Join(stream.SendMsg("no message"), stream.RecvMsg(&grpctest.Out{}))
+		},
+		"message after CloseSend": func(conn *grpc.ClientConn) error {
+			stream := open(conn)
+			return errors.Join(stream.CloseSend(), stream.SendMsg(&grpctest.In{}), stream.RecvMsg(&grpctest.Out{}))
+		},
+	} {
+		for range 3 {
+			got, want := fail(conn), fail(bare)
+			if want == nil || got == nil || got.Error() != want.Error() {
+				t.Fatalf("%s: %v, want %v", name, got, want)
+			}
 		}
 	}
 	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {

@@ -84,6 +84,15 @@ func unready(err error) bool {
 	return failed.Flags&mesh.FlagConnectFailure != 0
 }
 
+// unsendable returns why gRPC, or an interceptor, does not send a try to which a connection was given. Mostly it is for what the caller wants to
+// send: a message, credentials, metadata.
+func unsendable(err error) error {
+	if code := status.Code(err); code == codes.Unavailable || code == codes.Canceled {
+		return refusal.Because(err) // not the caller's fault, nor that of the endpoint
+	}
+	return failure.Mark(failure.BadRequest, err)
+}
+
 // failed returns an error of the mesh as a status error for the caller.
 func failed(ctx context.Context, err error) error {
 	return grpcstatus.Wrap(codeOf(ctx, err), err)

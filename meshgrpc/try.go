@@ -27,7 +27,6 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/pause"
-	"github.com/nosidecar/mesh/internal/refusal"
 )
 
 // try is one attempt of a call. It is the context of the attempt, so that the picker can find it.
@@ -274,7 +273,7 @@ func (t *try) judge(err error, committed bool) {
 		t.rest = fmt.Errorf("%w, or an interceptor has ended the call: %w", errBalancer, err)
 		return
 	case !t.begun:
-		t.rest = refusal.Because(err) // the fault is on our side: a message, credentials, metadata
+		t.rest = unsendable(err)
 		return
 	case t.call.closed(err):
 		t.err, t.code, t.rest = errClosing, codes.Canceled, errClosing
@@ -286,7 +285,7 @@ func (t *try) judge(err error, committed bool) {
 		t.rest = lost(err)
 		if t.rest == nil && !t.received {
 			if t.code != codes.Unavailable {
-				t.rest = refusal.Because(err) // the fault is on our side: a message
+				t.rest = unsendable(err)
 				return
 			}
 			t.rest = err
