@@ -27,6 +27,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/internal/workloadapi"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
@@ -161,10 +162,10 @@ func (r *rotation) begin(t *testing.T) {
 	serverAPI, clientAPI := r.startAPIs(t)
 	payment := r.member(t, serverAPI, "payment-service")
 
-	ln := listenLoopback(t)
+	ln := rawtest.Listen(t)
 	srv := &http.Server{Handler: payment.Handler(http.HandlerFunc(r.charge))}
 	r.running.Go(func() { srv.Serve(payment.Listen(ln)) })
-	rawListener := payment.ListenTCP(listenLoopback(t))
+	rawListener := payment.ListenTCP(rawtest.Listen(t))
 	r.running.Go(func() { r.serveRaw(rawListener) })
 
 	at, rawAt := endpointOf(t, ln.Addr().String()), endpointOf(t, rawListener.Addr().String())
@@ -209,15 +210,6 @@ func (r *rotation) dieOrReturn(second int64) {
 		}
 		r.away = true
 	}
-}
-
-func listenLoopback(t *testing.T) net.Listener {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ln
 }
 
 // startAPIs starts the Workload APIs of the server and of the client.

@@ -14,6 +14,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/consul/connecttest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -96,22 +97,8 @@ func TestConnectOverRawConnections(t *testing.T) {
 	noLeaks(t)
 	d := newDatacentre(t)
 	listen := func(service string) discovery.Endpoint {
-		inner, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		ln := d.member(t, service, "").ListenTCP(inner)
-		t.Cleanup(func() { ln.Close() })
-		go func() {
-			for {
-				c, err := ln.Accept()
-				if err != nil {
-					return
-				}
-				io.WriteString(c, "hello from "+service)
-				c.Close()
-			}
-		}()
+		inner := rawtest.Listen(t)
+		rawtest.Serve(t, d.member(t, service, "").ListenTCP(inner), func(c net.Conn) { io.WriteString(c, "hello from "+service) })
 		return endpointOf(t, inner.Addr().String())
 	}
 	d.register("db", "db", listen("db"))

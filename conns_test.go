@@ -7,12 +7,12 @@ import (
 	"errors"
 	"io"
 	"net"
-	"sync"
 	"testing"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 )
 
@@ -28,25 +28,11 @@ func (c conns) observer() mesh.Option {
 	})
 }
 
-// echoTCP serves raw connections of m: each is sent back what it sends until it half-closes. It returns the endpoint.
-func echoTCP(t *testing.T, m *mesh.Mesh, listen func(net.Listener) net.Listener) discovery.Endpoint {
+// echoTCP serves raw connections: each is sent back what it sends until it half-closes. It returns the endpoint.
+func echoTCP(t *testing.T, listen func(net.Listener) net.Listener) discovery.Endpoint {
 	t.Helper()
-	ln := listenLoopback(t)
-	l := listen(ln)
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				defer c.Close()
-				io.Copy(c, c)
-			})
-		}
-	})
-	t.Cleanup(func() { l.Close(); serving.Wait() })
+	ln := rawtest.Listen(t)
+	rawtest.Serve(t, listen(ln), rawtest.Echo)
 	return endpointOf(t, ln.Addr().String())
 }
 
@@ -69,7 +55,7 @@ func TestObserversOfConnections(t *testing.T) {
 	noLeaks(t)
 	w, caller, callee := newTown(t), newConns(), newConns()
 	server := w.member(t, "payment-service", strict, callee.observer())
-	e := echoTCP(t, server, server.ListenTCP)
+	e := echoTCP(t, server.ListenTCP)
 	e.ServiceAccount = "payment-service"
 	w.registry.Set("payment-service", e)
 	client := w.member(t, "order-service", strict, caller.observer())
@@ -134,7 +120,7 @@ func TestObserversOfConnectionsThatFail(t *testing.T) {
 		t.Errorf("%v: %+v [%v]", err, over.Err, over.Flags)
 	}
 
-	out := echoTCP(t, m, func(l net.Listener) net.Listener { return l })
+	out := echoTCP(t, func(l net.Listener) net.Listener { return l })
 	c, err := m.DialContext(t.Context(), "tcp", addressOf(out))
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +158,7 @@ func TestConnectionWhoseObserverPanics(t *testing.T) {
 		conn.Close()
 	}
 
-	server := listenLoopback(t)
+	server := rawtest.Listen(t)
 	defer server.Close()
 	registry.Set("db", endpointOf(t, server.Addr().String()))
 	panics(func() { m.DialContext(t.Context(), "tcp", "db:5432") })
@@ -182,7 +168,7 @@ func TestConnectionWhoseObserverPanics(t *testing.T) {
 	}
 	gone(accepted)
 
-	ours := m.ListenTCP(listenLoopback(t))
+	ours := m.ListenTCP(rawtest.Listen(t))
 	defer ours.Close()
 	client, err := net.Dial("tcp", ours.Addr().String())
 	if err != nil {
@@ -198,7 +184,7 @@ func TestObserversOfAConnectionThatIsClosedByDocuments(t *testing.T) {
 	noLeaks(t)
 	w, callee := newTown(t), newConns()
 	server := w.member(t, "payment-service", strict, callee.observer())
-	e := echoTCP(t, server, server.ListenTCP)
+	e := echoTCP(t, server.ListenTCP)
 	e.ServiceAccount = "payment-service"
 	w.registry.Set("payment-service", e)
 	client := w.member(t, "order-service", strict)
@@ -244,7 +230,7 @@ func TestConnectionsCopyAsTheyCan(t *testing.T) {
 		return made, err
 	}
 	m := newMesh(t, "", mesh.WithDiscovery(&registry), mesh.WithTransport(transport))
-	registry.Set("db", echoTCP(t, m, func(l net.Listener) net.Listener { return l }))
+	registry.Set("db", echoTCP(t, func(l net.Listener) net.Listener { return l }))
 	c, err := m.DialContext(t.Context(), "tcp", "db:5432")
 	if err != nil {
 		t.Fatal(err)

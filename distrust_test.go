@@ -18,6 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -38,7 +39,7 @@ func (w *town) endpointOfTLS(t *testing.T, account string, http2 bool, h http.Ha
 	srv.Protocols.SetHTTP1(!http2)
 	srv.Protocols.SetHTTP2(http2)
 	srv.TLSConfig = &tls.Config{ClientAuth: tls.RequireAnyClientCert, GetCertificate: next}
-	ln := listenLoopback(t)
+	ln := rawtest.Listen(t)
 	var serving sync.WaitGroup
 	serving.Go(func() { srv.ServeTLS(ln, "", "") })
 	t.Cleanup(func() {
@@ -53,22 +54,8 @@ func (w *town) endpointOfTLS(t *testing.T, account string, http2 bool, h http.Ha
 // sink accepts TLS connections of any protocol, and keeps them open.
 func (w *town) sink(t *testing.T, account string, certificate tls.Certificate) {
 	t.Helper()
-	ln := tls.NewListener(listenLoopback(t), &tls.Config{ClientAuth: tls.RequireAnyClientCert, Certificates: []tls.Certificate{certificate}})
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				defer conn.Close()
-				io.Copy(conn, conn)
-			})
-		}
-	})
-	t.Cleanup(serving.Wait)
-	t.Cleanup(func() { ln.Close() })
+	ln := tls.NewListener(rawtest.Listen(t), &tls.Config{ClientAuth: tls.RequireAnyClientCert, Certificates: []tls.Certificate{certificate}})
+	rawtest.Serve(t, ln, rawtest.Echo)
 	e := endpointOf(t, ln.Addr().String())
 	e.ServiceAccount = account
 	w.registry.Set(account, e)
@@ -221,21 +208,9 @@ func TestHandshakesThatAreCutOff(t *testing.T) {
 			noLeaks(t)
 			w := newTown(t)
 			good := w.serve(t, w.member(t, "payment-service", strict), "payment-service", says("paid"))
-			ln := listenLoopback(t)
+			ln := rawtest.Listen(t)
 			config := &tls.Config{Certificates: []tls.Certificate{*w.identity(t, "payment-service").Certificate()}}
-			var cutting sync.WaitGroup
-			cutting.Go(func() {
-				for {
-					conn, err := ln.Accept()
-					if err != nil {
-						return
-					}
-					test.cut(conn.(*net.TCPConn), config)
-					conn.Close()
-				}
-			})
-			t.Cleanup(cutting.Wait)
-			t.Cleanup(func() { ln.Close() })
+			rawtest.Serve(t, ln, func(conn net.Conn) { test.cut(conn.(*net.TCPConn), config) })
 			bad := endpointOf(t, ln.Addr().String())
 			bad.ServiceAccount = "payment-service"
 			w.registry.Set("payment-service", bad, good)

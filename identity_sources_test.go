@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -50,10 +51,7 @@ func writePEM(t testing.TB, path, kind string, der []byte) {
 // unusedPort returns a port of the loopback that nobody listens on.
 func unusedPort(t testing.TB) int {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	defer ln.Close()
 	return ln.Addr().(*net.TCPAddr).Port
 }

@@ -106,26 +106,8 @@ func TestIntentionTurnedToDenyEndsARequestUnderWay(t *testing.T) {
 func TestIntentionsOverRawConnections(t *testing.T) {
 	noLeaks(t)
 	d := newDatacentre(t)
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	server := d.member(t, "payment", "")
-	ln := server.ListenTCP(inner)
-	defer ln.Close()
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				io.Copy(c, c)
-			}()
-		}
-	}()
-	d.register("payment", "payment", endpointOf(t, inner.Addr().String()))
+	d.register("payment", "payment", echoTCP(t, server.ListenTCP))
 	m := d.member(t, "order", "")
 	echo := func() (net.Conn, error) {
 		conn, err := m.DialContext(t.Context(), "tcp", "payment:5432")

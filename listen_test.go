@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -64,7 +65,7 @@ func TestWrappedListenersHideNoPeer(t *testing.T) {
 		for _, documents := range []string{denyOrders, strict + "---" + denyOrders} {
 			w := newTown(t)
 			m := w.member(t, "payment-service", documents)
-			ln := listenLoopback(t)
+			ln := rawtest.Listen(t)
 			srv := &http.Server{Handler: m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				fmt.Fprintf(w, "%s %v", mesh.PeerID(r.Context()), r.TLS != nil)
 			}))}
@@ -98,7 +99,7 @@ func TestClosedListenersHideNoPeer(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
 	m := w.member(t, "payment-service", denyOrders)
-	ln := listenLoopback(t)
+	ln := rawtest.Listen(t)
 	srv := &http.Server{Handler: m.Handler(says("hello"))}
 	var serving sync.WaitGroup
 	serving.Go(func() { srv.Serve(wrapped{m.Listen(ln)}) })
@@ -124,7 +125,7 @@ func TestListenWithoutHandlerRefuses(t *testing.T) {
 	m := w.member(t, "payment-service", denyOrders, mesh.WithObserver(mesh.Observer{
 		ConnectionRefused: func(_ net.Addr, r tlsid.Refusal) { refused <- r.Err },
 	}))
-	ln := listenLoopback(t)
+	ln := rawtest.Listen(t)
 	srv := &http.Server{Handler: says("hello")}
 	var serving sync.WaitGroup
 	serving.Go(func() { srv.Serve(m.Listen(ln)) })
@@ -210,7 +211,7 @@ func TestRawConnectionsEndWithTheirBundle(t *testing.T) {
 	source := make(lateSource, 1)
 	source <- towns[0].identity(t, "postgres")
 	m := newMesh(t, "", mesh.WithEmptyPolicy(), mesh.WithIdentity(source)) // PERMISSIVE
-	ln := m.ListenTCP(listenLoopback(t))
+	ln := m.ListenTCP(rawtest.Listen(t))
 	defer ln.Close()
 	accepted := make(chan net.Conn, 2)
 	go func() {
@@ -327,7 +328,7 @@ func TestRawConnectionIsRefusedIfItsBundleGoesMeanwhile(t *testing.T) {
 	}))
 	<-rotated
 	next, accepted := make(chan *addressed, 1), make(chan net.Conn, 1)
-	ln := m.ListenTCP(addressing{listenLoopback(t), next})
+	ln := m.ListenTCP(addressing{rawtest.Listen(t), next})
 	defer ln.Close()
 	go func() {
 		for {

@@ -27,6 +27,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -35,7 +36,7 @@ import (
 func TestListenTCPLeavesALPNToTheClient(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
-	ln := w.member(t, "postgres", strict).ListenTCP(listenLoopback(t))
+	ln := w.member(t, "postgres", strict).ListenTCP(rawtest.Listen(t))
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		for {
@@ -328,7 +329,7 @@ func TestDenialsReachDrainingConnections(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
 	m := w.member(t, "postgres", "")
-	ln := m.ListenTCP(listenLoopback(t))
+	ln := m.ListenTCP(rawtest.Listen(t))
 	client, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)

@@ -15,12 +15,13 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
 // serveAs serves with srv behind a listener of m, as the service account payment-service of the town.
 func (w *town) serveAs(t *testing.T, m *mesh.Mesh, srv *http.Server) {
 	t.Helper()
-	ln := listenLoopback(t)
+	ln := rawtest.Listen(t)
 	srv.ErrorLog = log.New(io.Discard, "", 0)
 	var serving sync.WaitGroup
 	serving.Go(func() { srv.Serve(m.Listen(ln)) })

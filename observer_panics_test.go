@@ -16,6 +16,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -202,9 +203,9 @@ func attemptsEnded(t *testing.T, m *mesh.Mesh) {
 // A raw connection whose circuit closes is closed if an observer of that panics: nobody gets it.
 func TestRawConnectionWhoseCircuitObserverPanics(t *testing.T) {
 	noLeaks(t)
-	server := listenLoopback(t)
+	server := rawtest.Listen(t)
 	defer server.Close()
-	gone := listenLoopback(t)
+	gone := rawtest.Listen(t)
 	gone.Close()
 	var registry discovery.Memory
 	registry.Set("db", endpointOf(t, gone.Addr().String()))
@@ -238,7 +239,7 @@ func TestRawConnectionWhoseCircuitObserverPanics(t *testing.T) {
 // If an observer of a circuit panics when the circuit lets an attempt through as a probe, the attempt holds nothing afterwards.
 func TestAttemptWhoseCircuitObserverPanics(t *testing.T) {
 	noLeaks(t)
-	gone := listenLoopback(t)
+	gone := rawtest.Listen(t)
 	gone.Close()
 	var registry discovery.Memory
 	registry.Set("db", endpointOf(t, gone.Addr().String()))

@@ -20,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
 // asked is a resolver that counts how often it is asked.
@@ -265,7 +266,7 @@ func TestNewRefuses(t *testing.T) {
 // that neither a document nor discovery knows it.
 func TestHostOutsideSaysThatNoPolicyApplied(t *testing.T) {
 	noLeaks(t)
-	ln := listenLoopback(t)
+	ln := rawtest.Listen(t)
 	closed := ln.Addr().String()
 	ln.Close()
 	var registry discovery.Memory

@@ -20,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -76,7 +77,7 @@ func (c way) url(address, path string) string {
 // put around the handler of the mesh.
 func serveWays(t *testing.T, m *mesh.Mesh, listen func(net.Listener) net.Listener, h http.HandlerFunc, middleware ...func(http.Handler) http.Handler) string {
 	t.Helper()
-	inner := listenLoopback(t)
+	inner := rawtest.Listen(t)
 	srv := &http.Server{Handler: m.Handler(h), Protocols: new(http.Protocols)}
 	for _, wrap := range middleware {
 		srv.Handler = wrap(srv.Handler)

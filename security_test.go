@@ -20,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tlsid"
@@ -73,10 +74,7 @@ func (w *town) serve(t testing.TB, m *mesh.Mesh, account string, h http.HandlerF
 // serveMesh serves h behind the inbound side of m.
 func serveMesh(t testing.TB, m *mesh.Mesh, h http.HandlerFunc) discovery.Endpoint {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	srv := &http.Server{Handler: m.Handler(h)}
 	var serving sync.WaitGroup
 	serving.Go(func() { srv.Serve(m.Listen(ln)) })
@@ -599,26 +597,7 @@ func TestDialContext(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
 	server := w.member(t, "postgres", strict)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp := server.ListenTCP(ln)
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			conn, err := tcp.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				defer conn.Close()
-				io.Copy(conn, conn)
-			})
-		}
-	})
-	t.Cleanup(func() { tcp.Close(); serving.Wait() })
-	e := endpointOf(t, ln.Addr().String())
+	e := echoTCP(t, server.ListenTCP)
 	e.ServiceAccount = "postgres"
 	dead := e
 	dead.Port = unusedPort(t)

@@ -3,7 +3,6 @@ package mesh_test
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/file"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -123,13 +123,10 @@ func TestInvalidSettings(t *testing.T) {
 		}},
 		{"tlsid: ListenerConfig.HandshakeTimeout is -1ns, want", nil, []func() error{
 			made(func() error {
-				inner, err := net.Listen("tcp", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
+				inner := rawtest.Listen(t)
 				ln := tlsid.NewListener(inner, tlsid.ListenerConfig{HandshakeTimeout: -time.Nanosecond})
 				defer ln.Close()
-				_, err = ln.Accept()
+				_, err := ln.Accept()
 				return err
 			}),
 		}},

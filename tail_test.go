@@ -16,6 +16,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
 // shortTail is what docs/performance.md recommends where the longest latencies matter.
@@ -124,10 +125,7 @@ func BenchmarkTail(b *testing.B) {
 		b.Run(way.name, func(b *testing.B) {
 			for b.Loop() {
 				took, slowed := tailLoad(b, way.balancing, 4000, time.Millisecond, 2*time.Millisecond, 20*time.Millisecond, func(int) (net.Listener, discovery.Endpoint) {
-					ln, err := net.Listen("tcp", "127.0.0.1:0")
-					if err != nil {
-						b.Fatal(err)
-					}
+					ln := rawtest.Listen(b)
 					return ln, endpointOf(b, ln.Addr().String())
 				}, &http.Transport{})
 				b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms-p50")

@@ -18,6 +18,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/telemetry/cel"
@@ -127,10 +128,7 @@ func TestConnections(t *testing.T) {
 	called, out := newLog(t, accesslog.Config{})
 	served, servedOut := newLog(t, accesslog.Config{Format: accesslog.Text})
 	server := meshtest.New(t, "", mesh.WithObserver(served.Observer()))
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	raw := server.ListenTCP(ln)
 	done := make(chan struct{})
 	go func() {

@@ -30,6 +30,7 @@ import (
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/tlsid"
@@ -339,10 +340,7 @@ func TestPage_Connections(t *testing.T) {
 	server := admin.New(admin.Config{})
 	defer server.Close()
 	m := meshtest.New(t, "", mesh.WithObserver(server.Observer()))
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	wrapped := m.ListenTCP(ln)
 	defer wrapped.Close()
 	go func() {

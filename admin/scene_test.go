@@ -20,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -152,10 +153,7 @@ func newScene(t testing.TB) *scene {
 	t.Cleanup(s.page.Close)
 	s.client = s.mesh.Client()
 
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	server := &http.Server{Handler: s.mesh.Handler(http.HandlerFunc(s.orders))}
 	ln = s.mesh.Listen(ln)
 	go server.Serve(ln)

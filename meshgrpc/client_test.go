@@ -32,6 +32,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 )
 
@@ -72,10 +73,7 @@ func TestProxyIsNotUsed(t *testing.T) {
 // refusing is an HTTP/2 server that refuses every stream.
 func refusing(t testing.TB, seen *atomic.Int64) discovery.Endpoint {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	var serving sync.WaitGroup
 	var mu sync.Mutex
 	var conns []net.Conn

@@ -18,6 +18,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	meshroute "github.com/nosidecar/mesh/policy/route"
 )
 
@@ -147,26 +148,10 @@ func TestServerPassesOnThatItsClientConnWasClosed(t *testing.T) {
 // silentListener accepts connections, reports that, and sends nothing.
 func silentListener(t *testing.T, accepted chan<- struct{}) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			accepted <- struct{}{}
-			_, _ = io.Copy(io.Discard, conn) // until the client is gone
-			conn.Close()
-		}
-	}()
-	t.Cleanup(func() {
-		listener.Close()
-		<-done
+	listener := rawtest.Listen(t)
+	rawtest.Serve(t, listener, func(conn net.Conn) {
+		accepted <- struct{}{}
+		_, _ = io.Copy(io.Discard, conn) // until the client is gone
 	})
 	return listener.Addr().String()
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
 // connectsIn is about an endpoint that gets one connection, if gRPC can share it, and has that long to make it.
@@ -68,26 +69,8 @@ func TestConnectTimeoutCoversASilentServer(t *testing.T) {
 // hangingUp accepts connections, counts them, and closes them.
 func hangingUp(t *testing.T, accepted *atomic.Int64) discovery.Endpoint {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			accepted.Add(1)
-			conn.Close()
-		}
-	}()
-	t.Cleanup(func() {
-		listener.Close()
-		<-done
-	})
+	listener := rawtest.Listen(t)
+	rawtest.Serve(t, listener, func(net.Conn) { accepted.Add(1) })
 	return meshtest.EndpointOf(t, listener.Addr().String())
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 )
 
@@ -28,10 +29,7 @@ import (
 // discovery and the outcomes of calls say whether an endpoint is healthy.
 func TestHealthCheckConfigHasNoEffect(t *testing.T) {
 	leak.Check(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	server := grpc.NewServer()
 	grpctest.Register(server, &grpctest.Service{Unary: grpctest.Echo})
 	state := health.NewServer()

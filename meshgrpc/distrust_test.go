@@ -4,7 +4,6 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -46,10 +46,7 @@ func TestStreamEndsWhenItsEndpointIsNotTrusted(t *testing.T) {
 		return id
 	}
 
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	srv := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		ClientAuth: tls.RequireAnyClientCert, Certificates: []tls.Certificate{*theirs.Certificate()},
 	})))

@@ -23,6 +23,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 )
 
@@ -160,10 +161,7 @@ func TestOddMetadata(t *testing.T) {
 // A server that never reads holds a call only as long as its caller waits. Nothing stays behind: each call finds the only slot free.
 func TestServerThatNeverReads(t *testing.T) {
 	leak.Check(t)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := rawtest.Listen(t)
 	var accepting sync.WaitGroup
 	accepting.Go(func() {
 		for {

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
-	"net"
 	"sync"
 	"testing"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
 // careful has what operators configure between services: routes with retries, outlier detection, mTLS, and authorization.
@@ -80,10 +80,7 @@ func mutual(t testing.TB) *ends {
 	service := &grpctest.Service{Unary: grpctest.Echo, Bidi: echoStreams.Bidi}
 	_, through := w.serve(t, w.member(t, "echo", careful), "echo", service)
 
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	srv := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: certificates("echo"), ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
 	})))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -22,6 +21,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy"
 )
@@ -44,10 +44,7 @@ func overServeHTTP(t *testing.T, m *mesh.Mesh, s *grpctest.Service, outer ...grp
 	t.Helper()
 	server := grpc.NewServer(append(outer, meshgrpc.ServerOptions(m)...)...)
 	grpctest.Register(server, s)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := rawtest.Listen(t)
 	front := &http.Server{Handler: server, Protocols: new(http.Protocols)}
 	front.Protocols.SetUnencryptedHTTP2(true)
 	var serving sync.WaitGroup
@@ -239,10 +236,7 @@ func TestObserversSeeTheStatusOfInboundCalls(t *testing.T) {
 	// Calls of a plain server behind Mesh.Handler are observed too.
 	plain := grpc.NewServer()
 	grpctest.Register(plain, service)
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	inner := rawtest.Listen(t)
 	front := &http.Server{Handler: m.Handler(plain), Protocols: new(http.Protocols)}
 	front.Protocols.SetUnencryptedHTTP2(true)
 	var serving sync.WaitGroup

@@ -31,6 +31,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -67,10 +68,7 @@ func (w *town) member(t testing.TB, account, documents string, opts ...mesh.Opti
 func (w *town) serve(t testing.TB, m *mesh.Mesh, account string, s *grpctest.Service, opts ...grpc.ServerOption) (
 	*grpc.Server, discovery.Endpoint) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	srv := grpc.NewServer(append(meshgrpc.ServerOptions(m), opts...)...)
 	grpc_testing.RegisterTestServiceServer(srv, s)
 	healthpb.RegisterHealthServer(srv, health.NewServer())

@@ -23,6 +23,7 @@ import (
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 )
 
@@ -118,10 +119,7 @@ func TestServerThatStopsEndsCallsAsWithoutTheMesh(t *testing.T) {
 						return ctx.Err()
 					}
 				}
-				ln, err := net.Listen("tcp", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
+				ln := rawtest.Listen(t)
 				server := grpctest.ServeOn(t, ln, &grpctest.Service{
 					Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
 						return &grpctest.Response{}, block(ctx)

@@ -15,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 )
 
@@ -30,10 +31,7 @@ func TestStaticWindows(t *testing.T) {
 				dials = []grpc.DialOption{grpc.WithStaticStreamWindowSize(stream), grpc.WithStaticConnWindowSize(conn)}
 				serves = []grpc.ServerOption{grpc.StaticStreamWindowSize(stream), grpc.StaticConnWindowSize(conn)}
 			}
-			listener, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			listener := rawtest.Listen(t)
 			watched := &watchedListener{Listener: listener}
 			server := grpctest.ServeOn(t, watched, &grpctest.Service{Unary: grpctest.Echo},
 				append(meshgrpc.ServerOptions(meshtest.New(t, "")), serves...)...)

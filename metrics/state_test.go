@@ -26,6 +26,7 @@ import (
 	"github.com/nosidecar/mesh/internal/jwttest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy"
@@ -258,19 +259,9 @@ func TestSeveralMeshes(t *testing.T) {
 func TestIdentityAndConnections(t *testing.T) {
 	leak.Check(t)
 	tn := newTown(t, "", true)
-	ln := listen(t)
+	ln := rawtest.Listen(t)
 	listener := tn.order.Listen(ln)
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			conn.Close()
-		}
-	})
-	defer func() { listener.Close(); serving.Wait() }()
+	rawtest.Serve(t, listener, func(net.Conn) {})
 	for reason, use := range map[string]func(net.Conn){
 		"plaintext": func(c net.Conn) { io.WriteString(c, "GET / HTTP/1.1\r\n\r\n") },
 		"silent":    func(net.Conn) {},
@@ -397,7 +388,7 @@ func TestOutboundWithinInboundOfGRPC(t *testing.T) {
 	leak.Check(t)
 	tn := newTown(t, "", false)
 	tn.registry.Set("bank", meshtest.Serve(t, func(http.ResponseWriter, *http.Request) {}))
-	ln := listen(t)
+	ln := rawtest.Listen(t)
 	tn.add(t, host, ln.Addr().String())
 	grpctest.ServeOn(t, tn.order.Listen(ln), &grpctest.Service{
 		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {

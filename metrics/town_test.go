@@ -28,6 +28,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy"
@@ -109,19 +110,10 @@ func (tn *town) add(t *testing.T, service, address string) {
 	tn.registry.Set(service, e)
 }
 
-func listen(t *testing.T) net.Listener {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ln
-}
-
 const host = "order.shop.svc.cluster.local"
 
 func (tn *town) serveHTTP(t *testing.T, h http.HandlerFunc) {
-	ln := listen(t)
+	ln := rawtest.Listen(t)
 	tn.add(t, host, ln.Addr().String())
 	srv := &http.Server{Handler: tn.order.Handler(h), Protocols: new(http.Protocols)}
 	srv.Protocols.SetHTTP1(true)
@@ -312,7 +304,7 @@ spec:
 func TestLabelsOfGRPC(t *testing.T) {
 	modes(t, func(t *testing.T, secure bool) {
 		tn := newTown(t, "", secure)
-		ln := listen(t)
+		ln := rawtest.Listen(t)
 		tn.add(t, host, ln.Addr().String())
 		var wait sync.WaitGroup
 		wait.Add(1)
@@ -387,25 +379,14 @@ func TestLabelsOfGRPC(t *testing.T) {
 func TestLabelsOfTCP(t *testing.T) {
 	modes(t, func(t *testing.T, secure bool) {
 		tn := newTown(t, "", secure)
-		ln := listen(t)
+		ln := rawtest.Listen(t)
 		tn.add(t, host, ln.Addr().String())
 		raw := tn.order.ListenTCP(ln)
-		var serving sync.WaitGroup
-		serving.Go(func() {
-			for {
-				conn, err := raw.Accept()
-				if err != nil {
-					return
-				}
-				serving.Go(func() {
-					io.CopyN(conn, conn, 5)
-					io.WriteString(conn, "bye")
-					io.Copy(io.Discard, conn)
-					conn.Close()
-				})
-			}
+		rawtest.Serve(t, raw, func(conn net.Conn) {
+			io.CopyN(conn, conn, 5)
+			io.WriteString(conn, "bye")
+			io.Copy(io.Discard, conn)
 		})
-		defer func() { raw.Close(); serving.Wait() }()
 		conn, err := tn.web.DialContext(t.Context(), "tcp", host+":80")
 		if err != nil {
 			t.Fatal(err)
@@ -574,7 +555,7 @@ func TestLabelsOfGRPCCallersThatGiveUp(t *testing.T) {
 	modes(t, func(t *testing.T, secure bool) {
 		tn := newTown(t, "", secure)
 		tn.named = true // since there is no answer that says it
-		ln := listen(t)
+		ln := rawtest.Listen(t)
 		tn.add(t, host, ln.Addr().String())
 		arrived := make(chan struct{}, 1)
 		grpctest.ServeOn(t, tn.order.Listen(ln), &grpctest.Service{

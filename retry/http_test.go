@@ -22,6 +22,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -176,10 +177,7 @@ func TestStaleConnectionReplayedByNetHTTP(t *testing.T) {
 	var conns atomic.Int32
 	var got []string
 	leak.Check(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	closed := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -645,10 +643,7 @@ func (w *h2Writer) goAway(last uint32, code byte) {
 func newH2Server(t *testing.T, answer func(w *h2Writer, stream uint32, n int)) (*h2Server, *http.Transport) {
 	t.Helper()
 	leak.Check(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	s := &h2Server{ln: ln, answer: answer}
 	s.wg.Go(s.serve)
 	t.Cleanup(s.stop)
@@ -759,24 +754,12 @@ func TestResetBeforeRequest(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			leak.Check(t)
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			var wg sync.WaitGroup
-			wg.Go(func() {
-				for {
-					conn, err := ln.Accept()
-					if err != nil {
-						return
-					}
-					if test.readFirst {
-						_, _ = http.ReadRequest(bufio.NewReader(conn))
-					}
-					conn.Close()
+			ln := rawtest.Listen(t)
+			rawtest.Serve(t, ln, func(conn net.Conn) {
+				if test.readFirst {
+					_, _ = http.ReadRequest(bufio.NewReader(conn))
 				}
 			})
-			t.Cleanup(func() { ln.Close(); wg.Wait() })
 			tr := &http.Transport{}
 			t.Cleanup(tr.CloseIdleConnections)
 			loop := retry.Loop{Policy: policy(t, retry.Config{

@@ -29,6 +29,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/orca"
+	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
 const target = "discovery:///orders.example.com:50051"
@@ -408,10 +409,7 @@ func TestInvalidClient(t *testing.T) {
 // reason.
 func TestConnectFailure(t *testing.T) {
 	f := newFleet(t, 1)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := rawtest.Listen(t)
 	dead := endpoint(t, listener.Addr().String())
 	listener.Close()
 

@@ -24,6 +24,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
 // agent is a server that answers like an agent without anything: reads that block are held until their context ends or it is
@@ -245,26 +246,10 @@ func TestRefusedConnectionsLowerTheBound(t *testing.T) {
 
 // Agents answer a connection too many at once. net/http writes a line to the log of the process for an answer to nothing.
 func TestRefusalsAreNotLogged(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			fmt.Fprint(conn, "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-			conn.Close()
-		}
-	}()
-	defer func() {
-		l.Close()
-		<-done
-	}()
+	l := rawtest.Listen(t)
+	rawtest.Serve(t, l, func(conn net.Conn) {
+		fmt.Fprint(conn, "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+	})
 	var logged bytes.Buffer
 	defer log.SetOutput(log.Writer())
 	log.SetOutput(&logged)

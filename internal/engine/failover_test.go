@@ -29,6 +29,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
@@ -497,19 +498,7 @@ func TestRawConnectionsFailOver(t *testing.T) {
 		var f meshtest.Fleet
 		var seen noted
 		l := f.Network.Listen("10.9.9.9:80")
-		var serving sync.WaitGroup
-		defer serving.Wait()
-		defer l.Close()
-		serving.Go(func() {
-			for {
-				conn, err := l.Accept()
-				if err != nil {
-					return
-				}
-				io.WriteString(conn, "hello")
-				conn.Close()
-			}
-		})
+		rawtest.Serve(t, l, func(conn net.Conn) { io.WriteString(conn, "hello") })
 		f.Registry.Set("web", discovery.Endpoint{Address: "10.8.8.8", Port: 80}) // refuses
 		f.Registry.Set("backup", discovery.Endpoint{Address: "10.9.9.9", Port: 80})
 		m := f.Mesh(t, fmt.Sprintf(ejects, "web", 0), mesh.WithObserver(seen.observer()))
@@ -580,10 +569,7 @@ func TestEachTargetHasAnIdentityOfItsOwn(t *testing.T) {
 	}
 	ca.RotateEvery = -1
 	server := meshtest.New(t, "", mesh.WithIdentity(ca.Source("default", "backup")))
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	srv := &http.Server{Handler: server.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "to backup from %s", mesh.PeerID(r.Context()))
 	}))}

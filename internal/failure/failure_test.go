@@ -17,6 +17,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -116,10 +117,7 @@ func TestOf_NetHTTP(t *testing.T) {
 	}))
 	plain.Config.ErrorLog = quiet
 	defer plain.Close()
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	closed := rawtest.Listen(t)
 	nobody := "http://" + closed.Addr().String()
 	closed.Close()
 	trusting := &tls.Config{InsecureSkipVerify: true}
@@ -178,10 +176,7 @@ func TestOf_HTTP2(t *testing.T) {
 		{"connection closed", nil, failure.Reset},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			ln := rawtest.Listen(t)
 			var wg sync.WaitGroup
 			wg.Go(func() {
 				conn, err := ln.Accept()

@@ -12,16 +12,14 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/grpcwire"
+	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
 // ServeCut is [Serve] with a server that closes each connection after it has received some bytes, whatever the state of its streams is. A
 // stream takes as many bytes with every client, but not as many reads, since that depends on how frames are batched.
 func ServeCut(t testing.TB, s *Service) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := rawtest.Listen(t)
 	const seed = 1
 	ServeOn(t, &cutListener{Listener: listener, rand: rand.New(rand.NewPCG(seed, seed))}, s)
 	return listener.Addr().String()

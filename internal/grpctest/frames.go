@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
 // Frames is the server's side of an HTTP/2 connection on which the test sends every frame.
@@ -64,10 +66,7 @@ func (f *Frames) Reply(stream uint32) {
 // returns false, the connection is closed.
 func ServeFrames(t testing.TB, answer func(n int, f *Frames, stream uint32) bool) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := rawtest.Listen(t)
 	var running sync.WaitGroup
 	var mu sync.Mutex
 	calls, conns := 0, map[net.Conn]bool{}

@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
 // Names of the messages and clients of the service, so that tests need only this package.
@@ -85,10 +87,7 @@ func Echo(_ context.Context, in *Request) (*Response, error) {
 // Serve serves s on the loopback interface until the end of the test, and returns the address.
 func Serve(t testing.TB, s *Service, opts ...grpc.ServerOption) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := rawtest.Listen(t)
 	ServeOn(t, listener, s, opts...)
 	return listener.Addr().String()
 }

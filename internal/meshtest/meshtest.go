@@ -15,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 )
 
@@ -59,10 +60,7 @@ func Serve(t testing.TB, h http.HandlerFunc) discovery.Endpoint {
 // Refusing returns an endpoint on the loopback interface that refuses connections.
 func Refusing(t testing.TB) discovery.Endpoint {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := rawtest.Listen(t)
 	l.Close()
 	return EndpointOf(t, l.Addr().String())
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -137,10 +138,7 @@ func (s Soak) begin(t *testing.T, limit time.Duration) *soaking {
 	}
 	r.server = New(t, r.documents(), options("api")...)
 	for range soakServers {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
+		ln := rawtest.Listen(t)
 		r.servers = append(r.servers, ln.Addr().String())
 		t.Cleanup(s.Serve(r.server, ln))
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -285,10 +286,7 @@ func TestConns_GoawayAfterTheBody(t *testing.T) {
 		fmt.Fprint(w, len(body))
 	}
 	s := serve(t, clear, handler)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)

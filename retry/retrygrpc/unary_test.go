@@ -21,6 +21,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/retry/retrygrpc"
 	"github.com/nosidecar/mesh/timeout"
@@ -334,10 +335,7 @@ func TestTransportFailures(t *testing.T) {
 
 // TestConnectFailure: a call for which there is no connection was not sent, and is retried whatever it does.
 func TestConnectFailure(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := rawtest.Listen(t)
 	listener.Close() // nobody listens here now
 	for on, want := range map[string]int{"connect-failure": 3, "unavailable": 1} {
 		tries := 0

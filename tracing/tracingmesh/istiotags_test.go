@@ -3,7 +3,6 @@ package tracingmesh_test
 import (
 	"context"
 	"maps"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
@@ -85,10 +85,7 @@ func (p *pair) add(t *testing.T, address string, labels map[string]string) {
 
 func (p *pair) serve(t *testing.T, labels map[string]string, h http.HandlerFunc) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := rawtest.Listen(t)
 	p.add(t, ln.Addr().String(), labels)
 	srv := &http.Server{Handler: p.order.Handler(h)}
 	var serving sync.WaitGroup
@@ -173,10 +170,7 @@ func TestIstioTags(t *testing.T) {
 			p.hold(t, 5, want) // two attempts at both ends, and what keeps them together
 
 			p = newPair(t, tt.secure, tags("{enableIstioTags: true}"))
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			ln := rawtest.Listen(t)
 			grpctest.ServeOn(t, p.order.Listen(ln), &grpctest.Service{Unary: grpctest.Echo}, meshgrpc.ServerOptions(p.order)...)
 			p.add(t, ln.Addr().String(), tt.labels)
 			conn, err := grpc.NewClient("mesh:///"+orderHost, meshgrpc.DialOptions(p.web)...)
