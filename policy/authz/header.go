@@ -31,14 +31,12 @@ func (q *query) headerOf(c *condition) (value string, odd *headerReadings, prese
 	if len(values) == 0 {
 		return "", nil, false
 	}
-	seen := c.slot < 64 && q.plain&(1<<c.slot) != 0
-	if seen {
+	slot := uint64(1) << c.slot // 0 beyond the first 64
+	if q.plain&slot != 0 {
 		return values[0], nil, true
 	}
 	if len(values) == 1 && !c.binary && isPlainHeader(values[0], c.single) {
-		if c.slot < 64 {
-			q.plain |= 1 << c.slot
-		}
+		q.plain |= slot
 		return values[0], nil, true
 	}
 	if q.odd == nil {
