@@ -195,3 +195,27 @@ func TestUpload_AtTheLimit(t *testing.T) {
 		}
 	})
 }
+
+// A caller that sends no time, or one that could mean anything, has not said for how long it waits.
+func TestFromHeader(t *testing.T) {
+	for _, test := range []struct {
+		values []string
+		want   time.Duration
+	}{
+		{nil, 0},
+		{[]string{"1500"}, 1500 * time.Millisecond},
+		{[]string{"9223372036854"}, 9223372036854 * time.Millisecond},
+		{[]string{"9223372036855"}, 0},       // which overflows
+		{[]string{"18446744073710"}, 0},      // which overflows to less than a millisecond
+		{[]string{"9223372036854775808"}, 0}, // as text
+		{[]string{"0"}, 0},
+		{[]string{"-1"}, 0},
+		{[]string{"1.5"}, 0},
+		{[]string{""}, 0},
+		{[]string{"1500", "1500"}, 0},
+	} {
+		if got := deadline.FromHeader(http.Header{deadline.Header: test.values}); got != test.want {
+			t.Errorf("FromHeader(%q) = %v, want %v", test.values, got, test.want)
+		}
+	}
+}

@@ -118,6 +118,30 @@ func TestSignals_Parent(t *testing.T) {
 	})
 }
 
+// A caller's context that ends just as its call ends does not reach the next call, which may have begun by the time that is noticed.
+func TestSignals_ParentOfACallThatHasJustEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var signals deadline.Signals
+		for range 100 {
+			parent, cancel := context.WithCancel(t.Context())
+			call, try := begin(parent, &signals, time.Minute)
+			_, done := context.WithCancelCause(try)
+			cancel()
+			try.Stop()
+			call.Finish()
+			done(nil)
+			next, try := begin(t.Context(), &signals, time.Minute)
+			transport, done := context.WithCancelCause(try)
+			synctest.Wait()
+			if transport.Err() != nil {
+				t.Fatalf("ended by the caller of another call: %v", context.Cause(transport))
+			}
+			next.Finish()
+			done(nil)
+		}
+	})
+}
+
 // Calls that end in all ways at the same time do not end one another.
 func TestSignals_AtOnce(t *testing.T) {
 	var signals deadline.Signals
