@@ -95,6 +95,11 @@ func (m *Mesh) trustDomain() string {
 	return cmp.Or(m.workload.TrustDomain, "cluster.local") // as in policy.Workload
 }
 
+// principal returns a peer's ID in the form that documents use.
+func principal(peer tlsid.Peer) string {
+	return strings.TrimPrefix(peer.ID.String(), "spiffe://")
+}
+
 // checkTrustDomain returns an error if the identity is not in the trust domain that documents are compiled for: their
 // principals would mean other peers.
 func checkTrustDomain(id *tlsid.Identity, domain string) error {

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -43,7 +42,7 @@ type watched interface {
 //
 // Apply wrappers such as netutil.LimitListener to inner, not to the listener that Listen returns: net/http would see no TLS,
 // and would not speak HTTP/2. A server without [Mesh.Handler] gets no connections while AuthorizationPolicies select the
-// workload.
+// workload, and those that it has then are closed, as are those of peers that the bundles no longer vouch for.
 //
 // Without [WithIdentity] every TLS connection is refused, and under STRICT every connection is. Refused connections are
 // reported to the observers' ConnectionRefused.
@@ -52,7 +51,9 @@ func (m *Mesh) Listen(inner net.Listener) net.Listener {
 		panic("mesh: Listen: the listener is nil")
 	}
 	l := &listener{place: placeOf(inner.Addr()), mesh: m}
-	l.Listener = tlsid.NewListener(inner, m.listenerConfig(inner, l))
+	config := m.listenerConfig(inner, l)
+	config.Withdrawn = l.withdrawn
+	l.Listener = tlsid.NewListener(inner, config)
 	m.server.watch(l)
 	return l
 }
@@ -65,14 +66,35 @@ var errNoHandler = errors.New("mesh: AuthorizationPolicies select this workload,
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
-		if err != nil || l.mesh.server.handled.Load() || !l.mesh.engine.Plan().Inbound().Authorizes() {
-			return c, err
+		if err != nil {
+			return nil, err
+		}
+		why := l.withdrawn(c)
+		if why == nil {
+			return c, nil
 		}
 		c.Close()
 		l.mesh.observers.connectionRefused(l.Addr(), tlsid.Refusal{
-			RemoteAddr: c.RemoteAddr(), Mode: l.mesh.engine.Plan().Inbound().Mode(portOf(l.Addr())), Err: errNoHandler,
+			RemoteAddr: c.RemoteAddr(), Mode: l.mesh.engine.Plan().Inbound().Mode(portOf(l.Addr())), Err: why,
 		})
 	}
+}
+
+// withdrawn returns why a connection must not go on, and nil if it may. If there is a Handler, that decides, about each request.
+func (l *listener) withdrawn(c net.Conn) error {
+	if l.mesh.server.handled.Load() {
+		return nil
+	}
+	if l.mesh.engine.Plan().Inbound().Authorizes() {
+		return errNoHandler
+	}
+	secure, ok := c.(*tls.Conn)
+	if !ok || l.mesh.identity == nil {
+		return nil
+	}
+	state := secure.ConnectionState()
+	_, err := l.mesh.identity.Peer(&state, time.Now())
+	return err
 }
 
 // listenerConfig is the configuration of l, a listener over inner. The mesh watches l until its last connection ends, since requests can come
@@ -371,9 +393,4 @@ func (p *place) from(local net.Addr) bool {
 // retires reports whether the connection of r will be closed soon because a certificate expires.
 func (s *server) retires(r *http.Request) bool {
 	return slices.ContainsFunc(s.watched(), func(l watched) bool { return l.Retiring(r) })
-}
-
-// principal returns a peer's ID in the form that documents use.
-func principal(peer tlsid.Peer) string {
-	return strings.TrimPrefix(peer.ID.String(), "spiffe://")
 }

@@ -1,6 +1,7 @@
 package mesh_test
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -147,6 +148,60 @@ func TestListenWithoutHandlerRefuses(t *testing.T) {
 	}
 	if a, err := try(c, "http://"+ln.Addr().String()); err != nil || a.body != "hello" {
 		t.Errorf("without AuthorizationPolicies: %q, %v", a.body, err)
+	}
+}
+
+// Nor do its connections outlive the permission to serve them.
+func TestListenWithoutHandlerEndsConnections(t *testing.T) {
+	noLeaks(t)
+	towns := []*town{newTown(t), newTown(t)}
+	for name, tt := range map[string]struct {
+		scheme string
+		change func(*testing.T, *mesh.Mesh, lateSource) // after the first request
+		served bool                                     // then
+	}{
+		"plaintext, a policy": {"http://", func(t *testing.T, m *mesh.Mesh, _ lateSource) { apply(t, m, denyOrders) }, false},
+		"TLS, a policy":       {"https://", func(t *testing.T, m *mesh.Mesh, _ lateSource) { apply(t, m, denyOrders) }, false},
+		"TLS, the bundle":     {"https://", func(t *testing.T, _ *mesh.Mesh, s lateSource) { s <- towns[1].identity(t, "payment-service") }, false},
+		"plaintext, the bundle": {"http://", func(t *testing.T, _ *mesh.Mesh, s lateSource) {
+			s <- towns[1].identity(t, "payment-service")
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			source, rotated := make(lateSource, 1), make(chan bool, 2)
+			source <- towns[0].identity(t, "payment-service")
+			m := newMesh(t, "", mesh.WithEmptyPolicy(), mesh.WithIdentity(source), mesh.WithObserver(mesh.Observer{
+				Identity: func(*tlsid.Identity, error) { rotated <- true }, // connections are closed before that
+			}))
+			<-rotated
+			ln := listenLoopback(t)
+			srv := &http.Server{Handler: says("hello")}
+			var serving sync.WaitGroup
+			serving.Go(func() { srv.Serve(m.Listen(ln)) })
+			t.Cleanup(func() { srv.Close(); serving.Wait() })
+			dials := 0
+			tr := &http.Transport{
+				TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*towns[0].identity(t, "web").Certificate()}},
+				DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+					if dials++; dials > 1 {
+						return nil, errors.New("the connection is closed")
+					}
+					return new(net.Dialer).DialContext(ctx, network, address)
+				},
+			}
+			t.Cleanup(tr.CloseIdleConnections)
+			c := &http.Client{Transport: tr}
+			if a, err := try(c, tt.scheme+ln.Addr().String()); err != nil || a.body != "hello" {
+				t.Fatalf("before the change: %q, %v", a.body, err)
+			}
+			tt.change(t, m, source)
+			if strings.HasSuffix(name, "bundle") {
+				<-rotated
+			}
+			if a, err := try(c, tt.scheme+ln.Addr().String()); (err == nil) != tt.served {
+				t.Errorf("after the change: %q, %v, want it served: %v", a.body, err, tt.served)
+			}
+		})
 	}
 }
 

@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"container/list"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -160,24 +162,21 @@ func (l *Listener) drain() {
 }
 
 // Recheck asks for the mode again and closes the connections it forbids, with what they carry: plaintext ones if it is
-// Strict, TLS ones if it is Disable. Call it after the mode changed: a connection that is just being accepted is either
-// seen by Recheck, or sees the new mode itself.
+// Strict, TLS ones if it is Disable. It also closes those that ListenerConfig.Withdrawn names. Call it after either changed: a
+// connection that is just being accepted is either seen by Recheck, or sees the new mode itself.
 func (l *Listener) Recheck() {
-	mode := l.config.Mode()
-	if mode == Permissive {
+	mode, withdrawn := l.config.Mode(), l.config.Withdrawn
+	if mode == Permissive && withdrawn == nil {
 		return
 	}
 	l.mu.Lock()
-	var forbidden []net.Conn
-	for c := range l.live {
-		if forbids(mode, c.tls != nil) != nil {
-			forbidden = append(forbidden, c.outer())
-		}
-	}
+	live := slices.Collect(maps.Keys(l.live))
 	l.mu.Unlock()
 	var closing sync.WaitGroup // concurrently: crypto/tls gives a peer that does not read 5 s to take the alert
-	for _, c := range forbidden {
-		closing.Go(func() { c.Close() })
+	for _, c := range live {
+		if forbids(mode, c.tls != nil) != nil || withdrawn != nil && withdrawn(c.outer()) != nil {
+			closing.Go(func() { c.outer().Close() })
+		}
 	}
 	closing.Wait()
 }

@@ -53,6 +53,10 @@ type ListenerConfig struct {
 	// return soon and must not call Close. nil: refusals are not reported.
 	Refused func(Refusal)
 
+	// Withdrawn returns why a connection must not go on, and nil if it may. Recheck calls it for each connection that has been accepted, or
+	// is about to be, with what Accept returns, and with no lock held. nil: all may.
+	Withdrawn func(net.Conn) error
+
 	// Drained is called once, with no lock held, when the listener is closed and so is each connection that it accepted. It must not call
 	// Close. nil: nothing is called.
 	Drained func()
