@@ -67,6 +67,16 @@ func (s *server) sanitize(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.A
 			set(name, nil)
 		}
 	}
+	removeForged(h, set)
+}
+
+// removeForged is about peers with an identity. It is a function of its own to keep the stack small.
+func removeForged(h http.Header, set func(name string, values []string)) {
+	for name := range h {
+		if asserted.Forged(name) {
+			set(name, nil)
+		}
+	}
 }
 
 // isClosed reports whether all quotes in a value of x-forwarded-client-cert are closed, whether or not its reader knows that a backslash

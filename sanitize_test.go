@@ -154,6 +154,38 @@ func h2Transport(w *town, t *testing.T, account string) *http.Transport {
 	return tr
 }
 
+// A peer does not say who it is under a name by which somebody behind the handler would look for that: Linkerd's, or one that is the same to
+// CGI, which what the mesh says of the peer would only stand beside.
+func TestPeersNameThemselvesNowhere(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	e := serveMesh(t, w.member(t, "payment-service", ""), func(w http.ResponseWriter, r *http.Request) {
+		for name, values := range r.Header {
+			if strings.Contains(strings.Join(values, ""), "admin") {
+				fmt.Fprint(w, name, " ")
+			}
+		}
+		fmt.Fprint(w, len(r.Header["X-Forwarded-Client-Cert"]))
+	})
+	names := []string{"l5d-client-id", "L5D_CLIENT_ID", "l5d_client-id", "X_Forwarded_Client_Cert", "x-forwarded_client-cert"}
+	for account, certs := range map[string]string{"": "0", "order-service": "1"} {
+		for _, name := range names {
+			request := "GET / HTTP/1.1\r\nHost: x\r\n" + name + ": URI=admin\r\n\r\n"
+			if _, got := ask(t, w.dialAs(t, e, account, "http/1.1"), request); got != certs {
+				t.Errorf("%s from %q: the handler saw %q", name, account, got)
+			}
+			if account == "" {
+				continue
+			}
+			got := askHTTP2(t, w.dialAs(t, e, account, "h2"), hpack.HeaderField{Name: ":method", Value: "GET"}, hpack.HeaderField{Name: ":scheme", Value: "https"},
+				hpack.HeaderField{Name: ":authority", Value: "x"}, hpack.HeaderField{Name: ":path", Value: "/"}, hpack.HeaderField{Name: strings.ToLower(name), Value: "admin"})
+			if got != certs {
+				t.Errorf("%s from %q over HTTP/2: the handler saw %q", name, account, got)
+			}
+		}
+	}
+}
+
 // Of two hosts in one HTTP/2 request the handler sees that which policies were asked about first, and they are asked about both.
 func TestTwoHostsInOneRequest(t *testing.T) {
 	noLeaks(t)

@@ -97,7 +97,7 @@ var whoCalls = &grpctest.Service{
 		p, _ := peer.FromContext(ctx)
 		name := mesh.PeerID(ctx) + " over " + p.AuthInfo.AuthType()
 		md, _ := metadata.FromIncomingContext(ctx)
-		for _, key := range []string{"x-forwarded-client-cert", "x-envoy-internal", "x-mine", "authority"} {
+		for _, key := range []string{"x-forwarded-client-cert", "x-envoy-internal", "x-mine", "authority", "l5d-client-id", "x_forwarded_client_cert"} {
 			if v := md[key]; len(v) > 0 {
 				name += " " + key + "=" + v[0]
 			}
@@ -130,7 +130,7 @@ func TestServer_MutualTLS(t *testing.T) {
 	m := w.member(t, "order", strict)
 	conn := connect(t, m, "mesh:///payment")
 	client := grpctest.NewClient(conn)
-	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-mine", "kept", "x-envoy-internal", "true")
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-mine", "kept", "x-envoy-internal", "true", "l5d-client-id", "admin", "x_forwarded_client_cert", "URI=admin")
 	for range 2 {
 		var p peer.Peer
 		reply, err := client.UnaryCall(ctx, &grpctest.Request{}, grpc.Peer(&p))

@@ -11,6 +11,7 @@ import (
 const (
 	ClientCert = "X-Forwarded-Client-Cert"
 	RequestID  = "X-Request-Id"
+	ClientID   = "L5d-Client-Id" // Linkerd's proxies set it to the identity of the client
 )
 
 // The headers with which two peers of a mesh describe themselves to each other, for telemetry. The application does not see them.
@@ -22,10 +23,28 @@ const (
 // Header reports whether name, a key of an http.Header, is such a header. It also reports true for names with underscores that CGI and
 // similar interfaces would confuse with one.
 func Header(name string) bool {
-	if strings.IndexByte(name, '_') >= 0 {
-		name = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	name = confused(name)
+	return name == ClientCert || name == RequestID || name == ClientID || strings.HasPrefix(name, "X-Envoy-")
+}
+
+// Forged reports whether name, a key of an http.Header, is a header that would hide who its sender is, even from a peer with an identity.
+func Forged(name string) bool {
+	if name == ClientID {
+		return true // sidecars remove it, too
 	}
-	return name == ClientCert || name == RequestID || strings.HasPrefix(name, "X-Envoy-")
+	if strings.IndexByte(name, '_') < 0 {
+		return false
+	}
+	name = confused(name)
+	return name == ClientCert || name == ClientID
+}
+
+// confused returns the header that CGI and similar interfaces would take for name.
+func confused(name string) string {
+	if strings.IndexByte(name, '_') < 0 {
+		return name
+	}
+	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 }
 
 // RequestIDKey is the key of the id of an inbound request in its context: a string, which is empty for none. A tracer that decides about the

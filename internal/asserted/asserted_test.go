@@ -15,6 +15,8 @@ func TestHeader(t *testing.T) {
 		"X-Envoy-Attempt-Count":     true,
 		"X-Envoy-Peer-Metadata-Id":  true,
 		"X_envoy_peer-Metadata":     true,
+		"L5d-Client-Id":             true,
+		"L5d_client-Id":             true,
 		"X-Envoyer":                 false,
 		"X-Forwarded-For":           false,
 		"X-Request-Ids":             false,
@@ -25,6 +27,22 @@ func TestHeader(t *testing.T) {
 	} {
 		if got := asserted.Header(name); got != want {
 			t.Errorf("Header(%q) = %t, want %t", name, got, want)
+		}
+	}
+}
+
+func TestForged(t *testing.T) {
+	for name, want := range map[string]bool{
+		"X_forwarded_client_cert": true,
+		"X-Forwarded_client-Cert": true,
+		"X-Forwarded-Client-Cert": false, // what a peer with an identity forwards
+		"L5d-Client-Id":           true,
+		"L5d_client_id":           true,
+		"X_request_id":            false,
+		"L5d-Dst-Canonical":       false,
+	} {
+		if got := asserted.Forged(name); got != want {
+			t.Errorf("Forged(%q) = %t, want %t", name, got, want)
 		}
 	}
 }
