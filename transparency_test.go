@@ -14,12 +14,12 @@ import (
 	"net/textproto"
 	"reflect"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -81,7 +81,7 @@ spec:
 		{"mesh closed", "http://api/", closed},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			body := &countedBody{Reader: strings.NewReader("hello")}
+			body := &leak.Body{Reader: strings.NewReader("hello")}
 			req, err := http.NewRequest(http.MethodPost, test.url, body)
 			if err != nil {
 				t.Fatal(err)
@@ -98,23 +98,12 @@ spec:
 				t.Errorf("the request was changed: %+v", req)
 			}
 			// net/http may close the body a moment after the response has come.
-			await.Done(func() bool { return body.closed.Load() > 0 })
-			if n := body.closed.Load(); n != 1 {
+			await.Done(func() bool { return body.Closed.Load() > 0 })
+			if n := body.Closed.Load(); n != 1 {
 				t.Errorf("the body was closed %d times, want once", n)
 			}
 		})
 	}
-}
-
-// countedBody counts its Close calls. It hides the Reader's type, so that net/http sets no GetBody.
-type countedBody struct {
-	io.Reader
-	closed atomic.Int32
-}
-
-func (b *countedBody) Close() error {
-	b.closed.Add(1)
-	return nil
 }
 
 func TestHTTPFeaturesAsWithTheBareTransport(t *testing.T) {

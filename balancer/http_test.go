@@ -27,6 +27,7 @@ import (
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/leak"
 )
 
 // backend is a server, with what it saw.
@@ -106,14 +107,6 @@ func get(t testing.TB, url string) *http.Request {
 	}
 	return req
 }
-
-// readOnce is a request body that counts its closings.
-type readOnce struct {
-	io.Reader
-	closed atomic.Int32
-}
-
-func (r *readOnce) Close() error { r.closed.Add(1); return nil }
 
 func TestTransportBalances(t *testing.T) {
 	a, b := newBackend(t, nil, (*httptest.Server).Start), newBackend(t, nil, (*httptest.Server).Start)
@@ -258,7 +251,7 @@ func TestCallsWaitForTheFirstSet(t *testing.T) {
 			defer tr.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			body := &readOnce{Reader: strings.NewReader("x")}
+			body := &leak.Body{Reader: strings.NewReader("x")}
 			req, _ := http.NewRequestWithContext(ctx, "POST", "http://svc/", body)
 			_, err := tr.RoundTrip(req)
 			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no answer") {
@@ -267,7 +260,7 @@ func TestCallsWaitForTheFirstSet(t *testing.T) {
 			if wrapped := (&url.Error{Op: "Post", URL: "http://svc/", Err: err}); !wrapped.Timeout() {
 				t.Errorf("an http.Client would not report a timeout for %v", err)
 			}
-			if body.closed.Load() == 0 {
+			if body.Closed.Load() == 0 {
 				t.Error("the request body was not closed")
 			}
 		})
@@ -591,14 +584,14 @@ func TestTransportRefuses(t *testing.T) {
 		{"closed", closed, balancer.ErrClosed.Error()},
 		{"no endpoints", &balancer.Transport{Resolver: discovery.Static{"svc": {}}}, "no endpoints of \"svc\""},
 	} {
-		body := &readOnce{Reader: bytes.NewReader([]byte("x"))}
+		body := &leak.Body{Reader: bytes.NewReader([]byte("x"))}
 		req, _ := http.NewRequestWithContext(t.Context(), "POST", "http://svc/", body)
 		_, err := c.tr.RoundTrip(req)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: RoundTrip: %v, want an error with %q", c.name, err, c.want)
 		}
-		if body.closed.Load() != 1 {
-			t.Errorf("%s: the body was closed %d times, want once", c.name, body.closed.Load())
+		if body.Closed.Load() != 1 {
+			t.Errorf("%s: the body was closed %d times, want once", c.name, body.Closed.Load())
 		}
 		if err := errors.Join(c.tr.Close(), c.tr.Close()); err != nil {
 			t.Errorf("%s: Close: %v", c.name, err)

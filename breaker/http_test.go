@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -50,16 +51,6 @@ func onlyState(t *testing.T, rt *breaker.Transport) breaker.State {
 		return state
 	}
 	panic("unreachable")
-}
-
-type closeRecorder struct {
-	io.Reader
-	closed atomic.Int32
-}
-
-func (r *closeRecorder) Close() error {
-	r.closed.Add(1)
-	return nil
 }
 
 func TestTransport_Outcomes(t *testing.T) {
@@ -388,12 +379,12 @@ func TestOpenCircuitFailsAtOnce(t *testing.T) {
 		}
 		start := time.Now()
 		for range 100 {
-			sent := &closeRecorder{Reader: strings.NewReader("data")}
+			sent := &leak.Body{Reader: strings.NewReader("data")}
 			_, err := client.Post("http://user-service/", "text/plain", sent)
 			if !errors.Is(err, breaker.ErrOpen) || !refusal.Is(err) {
 				t.Fatalf("call ended with %v, want a refusal that is ErrOpen", err)
 			}
-			if got := sent.closed.Load(); got != 1 {
+			if got := sent.Closed.Load(); got != 1 {
 				t.Fatalf("request body was closed %d times", got)
 			}
 		}
@@ -653,7 +644,7 @@ func TestTransport_BoundsItsCircuits(t *testing.T) {
 
 func TestTransport_InvalidConfig(t *testing.T) {
 	rt := &breaker.Transport{Base: status(200), Config: breaker.Config{FailureFraction: 50}}
-	sent := &closeRecorder{Reader: strings.NewReader("data")}
+	sent := &leak.Body{Reader: strings.NewReader("data")}
 	req, err := http.NewRequest(http.MethodPost, "http://user-service/", sent)
 	if err != nil {
 		t.Fatal(err)
@@ -661,7 +652,7 @@ func TestTransport_InvalidConfig(t *testing.T) {
 	if _, err := rt.RoundTrip(req); err == nil || !strings.Contains(err.Error(), "FailureFraction") {
 		t.Errorf("RoundTrip() = %v, want an error about FailureFraction", err)
 	}
-	if got := sent.closed.Load(); got != 1 {
+	if got := sent.Closed.Load(); got != 1 {
 		t.Errorf("request body was closed %d times", got)
 	}
 }

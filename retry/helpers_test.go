@@ -6,10 +6,10 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -35,18 +35,7 @@ func response(status int, header ...string) *http.Response {
 	return &http.Response{StatusCode: status, Header: h, Body: http.NoBody}
 }
 
-// bodyOf counts how often it is closed.
-type bodyOf struct {
-	io.Reader
-	closed atomic.Int32
-}
-
-func (b *bodyOf) Close() error {
-	b.closed.Add(1)
-	return nil
-}
-
-func newBody(s string) *bodyOf { return &bodyOf{Reader: strings.NewReader(s)} }
+func newBody(s string) *leak.Body { return &leak.Body{Reader: strings.NewReader(s)} }
 
 var (
 	errDial  = &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}

@@ -247,7 +247,7 @@ func TestReplay_EarlyAnswers(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for range 25 {
-				body := &bodyOf{Reader: iotest.HalfReader(strings.NewReader(want))}
+				body := &leak.Body{Reader: iotest.HalfReader(strings.NewReader(want))}
 				resp, err := rt.RoundTrip(newRequest(t, "PUT", srv.URL, body))
 				if err != nil {
 					t.Error(err)
@@ -485,7 +485,7 @@ func TestContextEndsWithTheBody(t *testing.T) {
 				resp := response(200)
 				resp.Body = newBody("data")
 				if test.name == "read error" {
-					resp.Body = &bodyOf{Reader: errReader{}}
+					resp.Body = &leak.Body{Reader: errReader{}}
 				}
 				return resp, nil
 			}),

@@ -200,7 +200,7 @@ func TestCompile_Errors(t *testing.T) {
 				t.Errorf("%s: RoundTrip gave no error", name)
 			}
 		}
-		if n := body.closed.Load(); n != 2 {
+		if n := body.Closed.Load(); n != 2 {
 			t.Errorf("%s: body closed %d times in 2 calls", name, n)
 		}
 	}

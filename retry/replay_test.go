@@ -9,6 +9,7 @@ import (
 	"testing/iotest"
 	"testing/synctest"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -24,7 +25,7 @@ func TestReplay_NoTryWithPartOfTheBody(t *testing.T) {
 		{"the body broke", io.MultiReader(bytes.NewReader(make([]byte, 10)), iotest.ErrReader(errors.New("disk")))},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			body := &bodyOf{Reader: test.body}
+			body := &leak.Body{Reader: test.body}
 			loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 3, Backoff: -1})}
 			var first io.Closer
 			resp, summary, err := loop.Do(newRequest(t, "PUT", "http://service/", body),
@@ -40,8 +41,8 @@ func TestReplay_NoTryWithPartOfTheBody(t *testing.T) {
 			if err != nil || resp.StatusCode != 503 || summary.Stopped != retry.BodyCommitted {
 				t.Errorf("%v, %+v, %v, want the first response, for the reason %v", resp, summary, err, retry.BodyCommitted)
 			}
-			if first.Close(); body.closed.Load() != 1 {
-				t.Errorf("body closed %d times", body.closed.Load())
+			if first.Close(); body.Closed.Load() != 1 {
+				t.Errorf("body closed %d times", body.Closed.Load())
 			}
 		})
 	}
@@ -53,7 +54,7 @@ func TestReplay_EarlierTryTakesNothing(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789abcdef"), 2*limit/16)
 	var earlier io.ReadCloser
 	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1, Backoff: -1})}
-	_, summary, err := loop.Do(newRequest(t, "PUT", "http://service/", &bodyOf{Reader: bytes.NewReader(data)}),
+	_, summary, err := loop.Do(newRequest(t, "PUT", "http://service/", &leak.Body{Reader: bytes.NewReader(data)}),
 		retryAttempt(func(r *http.Request, n int) (*http.Response, error) {
 			if n == 1 {
 				earlier = r.Body

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/timeout"
@@ -156,7 +157,7 @@ func TestRequestUntouchedBodyClosedOnce(t *testing.T) {
 			body := newBody("payload")
 			req := newRequest(t, "PUT", "http://service/x", body)
 			req.Header.Set("X-Mine", "1")
-			var copies []*bodyOf
+			var copies []*leak.Body
 			if getBody {
 				req.GetBody = func() (io.ReadCloser, error) {
 					c := newBody("payload")
@@ -170,11 +171,11 @@ func TestRequestUntouchedBodyClosedOnce(t *testing.T) {
 			if summary != (retry.Summary{Attempts: want, Stopped: stopped}) {
 				t.Errorf("%s: %+v, want %d tries and %v", name, summary, want, stopped)
 			}
-			if n := body.closed.Load(); n != 1 {
+			if n := body.Closed.Load(); n != 1 {
 				t.Errorf("%s: body closed %d times", name, n)
 			}
 			for i, c := range copies {
-				if n := c.closed.Load(); n != 1 {
+				if n := c.Closed.Load(); n != 1 {
 					t.Errorf("%s: copy %d of the body closed %d times", name, i, n)
 				}
 			}
@@ -228,8 +229,8 @@ func TestPanicAndGoexitPassThrough(t *testing.T) {
 	if !limiter.Acquire() {
 		t.Error("the slot of the limiter was not released")
 	}
-	if body.closed.Load() != 1 {
-		t.Errorf("body closed %d times", body.closed.Load())
+	if body.Closed.Load() != 1 {
+		t.Errorf("body closed %d times", body.Closed.Load())
 	}
 	if ctx.Err() == nil {
 		t.Error("the context of the try lives on")
@@ -261,8 +262,8 @@ func TestPanicOfGetBody(t *testing.T) {
 	if !limiter.Acquire() {
 		t.Error("the slot of the limiter was not released")
 	}
-	if answer.closed.Load() != 1 {
-		t.Errorf("the response was closed %d times", answer.closed.Load())
+	if answer.Closed.Load() != 1 {
+		t.Errorf("the response was closed %d times", answer.Closed.Load())
 	}
 }
 
@@ -854,8 +855,8 @@ func TestPerTryTimeout_LateHeaders(t *testing.T) {
 		if err != nil || resp.StatusCode != 200 || summary.Attempts != 2 {
 			t.Errorf("%v, %+v, %v, want the second try's response", resp, summary, err)
 		}
-		if late.closed.Load() != 1 {
-			t.Errorf("late body closed %d times", late.closed.Load())
+		if late.Closed.Load() != 1 {
+			t.Errorf("late body closed %d times", late.Closed.Load())
 		}
 	})
 }
@@ -965,7 +966,7 @@ func keepsTheOutcome(t *testing.T, failure error) {
 	if err != nil || summary != (retry.Summary{Attempts: 1, Stopped: retry.BodyCommitted}) {
 		t.Fatalf("%+v, %v, want the response", summary, err)
 	}
-	if text, err := io.ReadAll(resp.Body); string(text) != "come back later" || err != nil || kept.closed.Load() != 0 {
+	if text, err := io.ReadAll(resp.Body); string(text) != "come back later" || err != nil || kept.Closed.Load() != 0 {
 		t.Errorf("body of the response: %q, %v", text, err)
 	}
 	_, summary, err = loop.Do(newPut(), tries(func(*http.Request, int) (*http.Response, error) { return nil, errDial }))
@@ -990,8 +991,8 @@ func TestCallerGoneBeforeARetry(t *testing.T) {
 		if _, summary, err := loop.Do(req, &statuses{codes: []int{503}}); summary.Stopped != retry.CallerGone {
 			t.Errorf("%+v, %v, want that the caller is gone", summary, err)
 		}
-		if again.closed.Load() != 1 {
-			t.Errorf("the body of the retry was closed %d times", again.closed.Load())
+		if again.Closed.Load() != 1 {
+			t.Errorf("the body of the retry was closed %d times", again.Closed.Load())
 		}
 	})
 }
@@ -1009,13 +1010,13 @@ func TestPanicWithTheBodyOpen(t *testing.T) {
 		_, _, _ = loop.Do(newRequest(t, "PUT", "http://service/", body),
 			retryAttempt(func(*http.Request, int) (*http.Response, error) { panic(errBoom) }))
 	}()
-	if body.closed.Load() != 1 {
-		t.Errorf("the body was closed %d times", body.closed.Load())
+	if body.Closed.Load() != 1 {
+		t.Errorf("the body was closed %d times", body.Closed.Load())
 	}
 }
 
 func TestBrokenRequestBodyIsNotRetried(t *testing.T) {
-	body := &bodyOf{Reader: io.MultiReader(strings.NewReader("x"), errReader{})}
+	body := &leak.Body{Reader: io.MultiReader(strings.NewReader("x"), errReader{})}
 	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 3, On: retry.On{Conditions: retry.Reset}})}
 	_, summary, err := loop.Do(newRequest(t, "PUT", "http://service/", body),
 		tries(func(r *http.Request, _ int) (*http.Response, error) {
@@ -1025,8 +1026,8 @@ func TestBrokenRequestBodyIsNotRetried(t *testing.T) {
 	if !errors.Is(err, errBoom) || summary != (retry.Summary{Attempts: 1, Stopped: retry.NotRetriable}) {
 		t.Errorf("%+v, %v, want the body's error at once", summary, err)
 	}
-	if body.closed.Load() != 1 {
-		t.Errorf("body closed %d times", body.closed.Load())
+	if body.Closed.Load() != 1 {
+		t.Errorf("body closed %d times", body.Closed.Load())
 	}
 }
 
@@ -1059,7 +1060,7 @@ func TestReplay(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			data := bytes.Repeat([]byte("0123456789abcdef"), test.size/16+1)[:test.size]
-			body := &bodyOf{Reader: bytes.NewReader(data)}
+			body := &leak.Body{Reader: bytes.NewReader(data)}
 			req := newRequest(t, "PUT", "http://service/", body)
 			req.ContentLength = test.length
 			loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 5})}
@@ -1087,7 +1088,7 @@ func TestReplay(t *testing.T) {
 			if err != nil || summary.Attempts != test.want || (resp.StatusCode == 200) != (test.want > len(test.reads)) {
 				t.Errorf("%v, %+v, %v, want %d tries", resp, summary, err, test.want)
 			}
-			if n := body.closed.Load(); n != 1 {
+			if n := body.Closed.Load(); n != 1 {
 				t.Errorf("body closed %d times", n)
 			}
 		})
@@ -1118,14 +1119,14 @@ func TestReplay_EarlierTry(t *testing.T) {
 			if got, err := io.ReadAll(r.Body); string(got) != "payload" || err != nil {
 				t.Errorf("the second try got %q, %v", got, err)
 			}
-			if body.closed.Load() != 0 {
+			if body.Closed.Load() != 0 {
 				t.Error("the earlier try closed the body")
 			}
 			r.Body.Close()
 			return response(200), nil
 		}))
-	if err != nil || body.closed.Load() != 1 {
-		t.Errorf("%v, body closed %d times", err, body.closed.Load())
+	if err != nil || body.Closed.Load() != 1 {
+		t.Errorf("%v, body closed %d times", err, body.Closed.Load())
 	}
 }
 
@@ -1139,15 +1140,15 @@ func TestReplay_BodyOutlivesTheCall(t *testing.T) {
 			sent = r.Body
 			return response(200), nil
 		}))
-	if err != nil || body.closed.Load() != 0 {
-		t.Fatalf("%v, body closed %d times with the response", err, body.closed.Load())
+	if err != nil || body.Closed.Load() != 0 {
+		t.Fatalf("%v, body closed %d times with the response", err, body.Closed.Load())
 	}
 	if got, err := io.ReadAll(sent); string(got) != "payload" || err != nil {
 		t.Errorf("rest of the body %q, %v", got, err)
 	}
 	sent.Close()
 	sent.Close()
-	if n := body.closed.Load(); n != 1 {
+	if n := body.Closed.Load(); n != 1 {
 		t.Errorf("body closed %d times", n)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/timeout"
 )
@@ -276,19 +277,9 @@ func TestPanicPassesThrough(t *testing.T) {
 	_, _ = rt.RoundTrip(newRequest(t, nil))
 }
 
-type closeCounter struct {
-	io.Reader
-	n int
-}
-
-func (c *closeCounter) Close() error {
-	c.n++
-	return nil
-}
-
 func TestInvalidConfig(t *testing.T) {
 	for _, config := range []timeout.Config{{Request: -1}, {BodyIdle: -1}} {
-		body := &closeCounter{Reader: strings.NewReader("x")}
+		body := &leak.Body{Reader: strings.NewReader("x")}
 		rt := &timeout.Transport{Config: config, Base: roundTrip(func(*http.Request) (*http.Response, error) {
 			t.Error("base called")
 			return nil, io.ErrUnexpectedEOF
@@ -296,8 +287,8 @@ func TestInvalidConfig(t *testing.T) {
 		if _, err := rt.RoundTrip(newRequest(t, body)); err == nil || config.Validate() == nil {
 			t.Errorf("%+v: no error", config)
 		}
-		if body.n != 1 {
-			t.Errorf("body closed %d times", body.n)
+		if body.Closed.Load() != 1 {
+			t.Errorf("body closed %d times", body.Closed.Load())
 		}
 	}
 }

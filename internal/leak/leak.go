@@ -1,4 +1,4 @@
-// Package leak finds goroutines that tests have left running, and measures the memory that tests are about.
+// Package leak finds goroutines and bodies that tests have left behind, and measures the memory that tests are about.
 package leak
 
 import (

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy/fault"
 )
 
@@ -31,20 +32,9 @@ func (b *base) CloseIdleConnections() {
 	b.idle++
 }
 
-// requestBody is a request body that counts how often it is closed.
-type requestBody struct {
-	io.Reader
-	closed int
-}
-
-func (b *requestBody) Close() error {
-	b.closed++
-	return nil
-}
-
-func request(ctx context.Context, method string) (*http.Request, *requestBody) {
+func request(ctx context.Context, method string) (*http.Request, *leak.Body) {
 	req := httptest.NewRequestWithContext(ctx, method, "http://orders/", nil)
-	body := &requestBody{Reader: strings.NewReader("a body")}
+	body := &leak.Body{Reader: strings.NewReader("a body")}
 	req.Body = body
 	return req, body
 }
@@ -85,8 +75,8 @@ func TestTransport_DelayThenAbort(t *testing.T) {
 					t.Errorf("status %d, %d calls after %v, want %d, %d after %v",
 						resp.StatusCode, destination.calls, took, tt.status, tt.calls, tt.took)
 				}
-				if body.closed != 1 {
-					t.Errorf("the request body was closed %d times, want once", body.closed)
+				if body.Closed.Load() != 1 {
+					t.Errorf("the request body was closed %d times, want once", body.Closed.Load())
 				}
 			})
 		})
@@ -106,8 +96,8 @@ func TestTransport_DelayHonoursContext(t *testing.T) {
 		if err != gone || time.Since(begin) != time.Second {
 			t.Errorf("RoundTrip = %v after %v, want the cause after 1s", err, time.Since(begin))
 		}
-		if body.closed != 1 || destination.calls != 0 {
-			t.Errorf("body closed %d times, %d calls; want 1 and 0", body.closed, destination.calls)
+		if body.Closed.Load() != 1 || destination.calls != 0 {
+			t.Errorf("body closed %d times, %d calls; want 1 and 0", body.Closed.Load(), destination.calls)
 		}
 	})
 }
@@ -183,8 +173,8 @@ func TestTransport_InvalidConfig(t *testing.T) {
 	rt := &fault.Transport{Base: &base{}, Config: always(0, 42)}
 	for range 2 {
 		req, body := request(t.Context(), "POST")
-		if _, err := rt.RoundTrip(req); err == nil || body.closed != 1 {
-			t.Errorf("RoundTrip = %v with the body closed %d times, want an error and once", err, body.closed)
+		if _, err := rt.RoundTrip(req); err == nil || body.Closed.Load() != 1 {
+			t.Errorf("RoundTrip = %v with the body closed %d times, want an error and once", err, body.Closed.Load())
 		}
 	}
 }

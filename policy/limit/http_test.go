@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/policy/limit"
 )
@@ -22,20 +23,9 @@ func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	return f(req)
 }
 
-// requestBody is a request body that counts how often it is closed.
-type requestBody struct {
-	io.Reader
-	closed int
-}
-
-func (b *requestBody) Close() error {
-	b.closed++
-	return nil
-}
-
-func request(method string) (*http.Request, *requestBody) {
+func request(method string) (*http.Request, *leak.Body) {
 	req := httptest.NewRequest(method, "http://orders/", nil)
-	body := &requestBody{Reader: strings.NewReader("a body")}
+	body := &leak.Body{Reader: strings.NewReader("a body")}
 	req.Body = body
 	return req, body
 }
@@ -96,8 +86,8 @@ func TestTransport_Overflow(t *testing.T) {
 	if err != nil || second.StatusCode != 503 || second.Header.Get("x-envoy-overloaded") != "true" {
 		t.Fatalf("RoundTrip = %v, %v, want 503 for overflow", second, err)
 	}
-	if body.closed != 1 {
-		t.Errorf("the refused request's body was closed %d times, want once", body.closed)
+	if body.Closed.Load() != 1 {
+		t.Errorf("the refused request's body was closed %d times, want once", body.Closed.Load())
 	}
 	io.Copy(io.Discard, first.Body)
 	if s := rt.Stats(); s != (limit.Stats{Overflows: 1}) {
@@ -240,8 +230,8 @@ func TestTransport_Pending(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
 		req, body := request("POST")
-		if _, err := rt.RoundTrip(req.WithContext(ctx)); err != context.DeadlineExceeded || body.closed != 1 {
-			t.Errorf("RoundTrip = %v with the body closed %d times, want the deadline and once", err, body.closed)
+		if _, err := rt.RoundTrip(req.WithContext(ctx)); err != context.DeadlineExceeded || body.Closed.Load() != 1 {
+			t.Errorf("RoundTrip = %v with the body closed %d times, want the deadline and once", err, body.Closed.Load())
 		}
 		<-results
 	})
@@ -276,8 +266,8 @@ func TestTransport_Errors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for range 2 {
 				req, body := request("POST")
-				if _, err := rt.RoundTrip(req); err == nil || body.closed != 1 {
-					t.Errorf("RoundTrip = %v with the body closed %d times, want an error and once", err, body.closed)
+				if _, err := rt.RoundTrip(req); err == nil || body.Closed.Load() != 1 {
+					t.Errorf("RoundTrip = %v with the body closed %d times, want an error and once", err, body.Closed.Load())
 				}
 			}
 			rt.CloseIdleConnections()
@@ -316,15 +306,15 @@ func TestRateTransport(t *testing.T) {
 			time.Sleep(step.after)
 			req, body := request("POST")
 			resp, err := rt.RoundTrip(req)
-			if err != nil || resp.StatusCode != step.status || body.closed != 1 {
+			if err != nil || resp.StatusCode != step.status || body.Closed.Load() != 1 {
 				t.Errorf("call %d: %v, %v with the body closed %d times, want %d and once",
-					i, resp, err, body.closed, step.status)
+					i, resp, err, body.Closed.Load(), step.status)
 			}
 		}
 	})
 	bad := &limit.RateTransport{Base: answer(""), Config: limit.RateConfig{PerSecond: -1}}
 	req, body := request("POST")
-	if _, err := bad.RoundTrip(req); err == nil || body.closed != 1 {
-		t.Errorf("RoundTrip = %v with the body closed %d times, want an error and once", err, body.closed)
+	if _, err := bad.RoundTrip(req); err == nil || body.Closed.Load() != 1 {
+		t.Errorf("RoundTrip = %v with the body closed %d times, want an error and once", err, body.Closed.Load())
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -212,10 +213,10 @@ func TestConns_WaitForAnOpeningEnds(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			req := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://orders", nil)
-			b := &requestBody{Reader: http.NoBody}
+			b := &leak.Body{Reader: http.NoBody}
 			req.Body = b
-			if _, err := c.RoundTrip(req); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Second || b.closed != 1 {
-				t.Errorf("it ended with %v after %v, and its body was closed %d times", err, time.Since(began), b.closed)
+			if _, err := c.RoundTrip(req); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Second || b.Closed.Load() != 1 {
+				t.Errorf("it ended with %v after %v, and its body was closed %d times", err, time.Since(began), b.Closed.Load())
 			}
 		})
 		callers.Go(func() {

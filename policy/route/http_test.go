@@ -21,14 +21,6 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// body counts how often it is closed.
-type body struct {
-	io.Reader
-	closed int
-}
-
-func (b *body) Close() error { b.closed++; return nil }
-
 // always makes a Transport whose destinations all answer with f.
 func always(t testing.TB, f roundTripper, routes ...route.Route) *route.Transport {
 	return &route.Transport{
@@ -189,7 +181,7 @@ func TestRequestIsTheCallers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			leak.CheckOf(t, "mirror.(*Mirrorer[...]).start")
-			b := &body{Reader: strings.NewReader("hello")}
+			b := &leak.Body{Reader: strings.NewReader("hello")}
 			req := post(t, b)
 			req.Header = http.Header{"X-A": {"1"}, "X-B": {"1"}, "X-C": {"1"}}
 			before, url, header := *req, *req.URL, req.Header.Clone()
@@ -209,8 +201,8 @@ func TestRequestIsTheCallers(t *testing.T) {
 			if !reflect.DeepEqual(before, *req) || !reflect.DeepEqual(url, *req.URL) || !equal(header, req.Header) {
 				t.Errorf("request = %+v, was %+v", req, before)
 			}
-			if b.closed != 1 {
-				t.Errorf("body closed %d times, want once", b.closed)
+			if b.Closed.Load() != 1 {
+				t.Errorf("body closed %d times, want once", b.Closed.Load())
 			}
 		})
 	}
@@ -458,9 +450,9 @@ func TestTransportPanicPasses(t *testing.T) {
 }
 
 func TestTransportNoURL(t *testing.T) {
-	b := &body{Reader: strings.NewReader("hello")}
-	if _, err := always(t, ok, to("b")).RoundTrip(&http.Request{Body: b}); err == nil || b.closed != 1 {
-		t.Errorf("RoundTrip = %v, body closed %d times, want an error and once", err, b.closed)
+	b := &leak.Body{Reader: strings.NewReader("hello")}
+	if _, err := always(t, ok, to("b")).RoundTrip(&http.Request{Body: b}); err == nil || b.Closed.Load() != 1 {
+		t.Errorf("RoundTrip = %v, body closed %d times, want an error and once", err, b.Closed.Load())
 	}
 }
 
