@@ -174,7 +174,7 @@ func TestListenWithoutHandlerEndsConnections(t *testing.T) {
 				Identity: func(*tlsid.Identity, error) { rotated <- true }, // connections are closed before that
 			}))
 			<-rotated
-			ln := listenLoopback(t)
+			ln := rawtest.Listen(t)
 			srv := &http.Server{Handler: says("hello")}
 			var serving sync.WaitGroup
 			serving.Go(func() { srv.Serve(m.Listen(ln)) })
