@@ -17,7 +17,7 @@ const (
 	// moveEvery is how often the aperture moves on by an endpoint.
 	moveEvery = 2 * time.Second
 
-	// rateEvery is how often the calls are counted, of which one in sampled is.
+	// rateEvery is how often the rate of the calls is computed, from a sample: one call in 16 is counted.
 	rateEvery = time.Second
 	sampled   = 16
 )
@@ -60,7 +60,7 @@ func (a *aperture) count(now int64) {
 	}
 }
 
-// near returns which part of an order is near now: width hosts, of which the first is at from.
+// near returns which part of an order is near now: width hosts, beginning at from.
 func (a *aperture) near(now int64, n int) (from, width int) {
 	return int(now / int64(moveEvery) % int64(n)), min(n, max(a.least, int(a.rate.Load()/nearRate)))
 }

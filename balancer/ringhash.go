@@ -89,7 +89,7 @@ const (
 	// changed is the part of a ring, one in so many, that may be late or without an owner: then the entries are merged.
 	changed = 16
 
-	// sparse is the part of the hosts of a ring, one in so many, that picks need so that they use its entries, most of which they skip.
+	// sparse is for picks that need less than one host in so many of a ring: they do not use its entries, most of which they would skip.
 	sparse = 16
 )
 

@@ -74,7 +74,7 @@ func source() common.DataSourceRef {
 	return common.DataSourceRef{Type: cog.ToPtr("prometheus"), Uid: cog.ToPtr("$datasource")}
 }
 
-// choice returns a variable of which several values, or all, may be selected.
+// choice returns a variable that lets the reader select several values, or all.
 func choice(name, label, values string) *dashboard.QueryVariableBuilder {
 	return dashboard.NewQueryVariableBuilder(name).
 		Label(label).

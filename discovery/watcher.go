@@ -44,7 +44,7 @@ func NewWatcher(resolver Resolver, onError func(service Service, err error)) *Wa
 // begins before the old one is closed.
 //
 // The calls come one at a time and in order; if update is too slow for the changes, it misses the sets in between. After a set
-// of 500 endpoints or more the next one comes 5 us later for each of them, up to 50 ms: a large service that changes all the time
+// of 500 endpoints or more the next one comes 5 µs later for each of them, up to 50 ms: a large service that changes all the time
 // is not worth more of a processor. A change after a quiet time comes at once, and the latest set always comes. The first
 // call may come before Subscribe returns, the others on a goroutine of the watcher. update may use the watcher and close the
 // subscription, but not close the watcher. Invalid endpoints are left out and reported. The slice is shared and must not be

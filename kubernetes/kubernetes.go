@@ -37,9 +37,9 @@ type Config struct {
 	// namespace that calls go to is followed from the first call on.
 	Namespaces []string
 
-	// Locality is where the process runs, for a program that can tell: which endpoints are near, and which are meant for its zone. Fields
-	// that are empty are those of the environment, see policy.WorkloadFromEnv. The Region is that of all endpoints, too, unless labels of
-	// their pods say otherwise. Give it here and not to mesh.WithWorkload, of which the endpoints would not know.
+	// Locality is where the process runs. It decides which endpoints are near, and which are meant for its zone. Empty fields are those of
+	// the environment, see policy.WorkloadFromEnv. The Region is also that of all endpoints, unless labels of their pods say otherwise. Set
+	// it here, not with mesh.WithWorkload, which does not reach the endpoints.
 	Locality discovery.Locality
 
 	// Events turns on Events about refused documents, in the namespace of the document: one per generation of the document, however

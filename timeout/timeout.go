@@ -48,7 +48,7 @@ const (
 	Request  = Kind(deadline.Request)  // Config.Request
 	PerTry   = Kind(deadline.PerTry)   // PerTryTimeout of package retry
 	BodyIdle = Kind(deadline.BodyIdle) // Config.BodyIdle
-	SendIdle = Kind(deadline.SendIdle) // five minutes in which a server reads nothing more of a request, if there is another limit
+	SendIdle = Kind(deadline.SendIdle) // the server read nothing more of a request body for five minutes; see Config.Request
 )
 
 // String returns the name of the limit, such as "request timeout".

@@ -2,11 +2,10 @@
 //
 //	go run ./compare > results.md
 //
-// Rounds are short and many, so that whatever else the machine does meanwhile weighs on all sides alike. Over loopback
-// every figure is the median of all rounds, and every ratio the median of the ratios within a round, with the interval
-// that holds the true median with 95% confidence. A side runs for a while before it counts. With a live heap, the garbage collector does not run within so short a time. Around a
-// RoundTripper that does nothing it is the best round that counts, in CPU time, with the garbage collector's: anything above that
-// is the machine's doing.
+// Rounds are short and many, so whatever else the machine does weighs on all sides alike. Over loopback, every figure is the median of
+// all rounds, and every ratio the median of the ratios within a round, with its 95% confidence interval. A side runs for a while before it
+// counts. With a live heap, the garbage collector does not run within so short a time. Around a RoundTripper that does nothing, the best
+// round counts, in CPU time, with the garbage collector's: anything above that is the machine's doing.
 package main
 
 import (

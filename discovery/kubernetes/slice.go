@@ -57,7 +57,7 @@ func decodeSlice(o kubernetes.Object) *slice {
 	return &d.slice
 }
 
-// serviceOf returns the service of a slice of which nothing else could be read, or "".
+// serviceOf returns the service of a slice that could not be read otherwise, or "".
 func serviceOf(o kubernetes.Object) (name string) {
 	d := sliceDecoder{Skimmer: kubernetes.Skim(o.Raw), shared: make(map[string]string)}
 	if d.Members(func(key []byte) bool {

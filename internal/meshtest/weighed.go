@@ -8,7 +8,7 @@ import (
 	"github.com/nosidecar/mesh"
 )
 
-// Weighed counts the calls to two servers, as fast as each other, of which the second one reports that a call takes three times as much of it.
+// Weighed counts the calls to two equally fast servers. The second one reports three times the utilization per call.
 type Weighed [2]atomic.Int64
 
 // Server makes server i report its load.

@@ -1,4 +1,4 @@
-// Package places shares places, such as those of requests that wait for the same thing, between their senders.
+// Package places bounds how many requests wait for the same thing, without letting one sender take all of the places.
 package places
 
 import (
@@ -6,7 +6,8 @@ import (
 	"sync"
 )
 
-// Places is a number of places. As many stay free as any sender has taken, so none takes all. It is safe for concurrent use.
+// Places is a bound on requests that wait. A sender gets another place only while more are free than it has taken. It is safe for
+// concurrent use.
 type Places struct {
 	// Most is how many places there are. A sender that is alone gets half of them.
 	Most int
@@ -43,8 +44,8 @@ func (p *Places) Leave(from netip.Addr) {
 	}
 }
 
-// Network returns the address that stands for a sender: whoever has an IPv6 address usually has its /64, and can send from all of it. The
-// addresses that are not valid, such as those of unix sockets, are one sender.
+// Network returns the address that stands for a sender. Whoever has an IPv6 address usually has the whole /64, and can send from all of it, so
+// that is one sender. So are all addresses that are not valid, such as those of unix sockets.
 func Network(a netip.Addr) netip.Addr {
 	if a = a.Unmap(); a.Is6() {
 		return netip.PrefixFrom(a.WithZone(""), 64).Masked().Addr()

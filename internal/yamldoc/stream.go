@@ -54,7 +54,7 @@ func (r *Room) Clear() {
 	clear(r.list[:cap(r.list)])
 }
 
-// ParseNew is Parse for streams of which an earlier version was already parsed. It returns the documents of all streams, in order. It does not
+// ParseNew is Parse for new versions of streams that were parsed before. It returns the documents of all streams, in order. It does not
 // read streams with an outline, and does not parse documents for which known returns a digest: they get the place and the problems of the
 // digest, and are parsed when their content is needed. known is called by several goroutines concurrently. The documents are in room, which must
 // be clear.

@@ -42,7 +42,7 @@ type inbound struct {
 	above     remote // the caller's span, which the header names
 }
 
-// remote is a span of another process, of which only the context is known.
+// remote is a span of another process. Only its context is known.
 type remote struct {
 	noop.Span
 	sc trace.SpanContext
