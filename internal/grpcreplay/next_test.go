@@ -94,3 +94,66 @@ func TestDo(t *testing.T) {
 		})
 	}
 }
+
+// someTries makes tries of which each but the last fails, by what try and drop do.
+type someTries struct {
+	try  func(n int) grpcreplay.Outcome
+	drop func() bool
+}
+
+func (s *someTries) Try(_ context.Context, _ time.Duration, n int) grpcreplay.Outcome {
+	return s.try(n)
+}
+func (s *someTries) Drop() bool { return s.drop() }
+
+// TestDo_SlotsComeBack: a retry gives its slot of the limiter back once, however it ends. Otherwise retries would end for good, or have no limit.
+func TestDo_SlotsComeBack(t *testing.T) {
+	failing := grpcreplay.Outcome{Kind: failure.StreamReset}
+	first := func(then func() grpcreplay.Outcome) func(int) grpcreplay.Outcome {
+		return func(n int) grpcreplay.Outcome {
+			if n == 1 {
+				return failing
+			}
+			return then()
+		}
+	}
+	succeeds := first(func() grpcreplay.Outcome { return grpcreplay.Outcome{HTTP: 200} })
+	drops := func() bool { return true }
+	for _, test := range []struct {
+		name  string
+		tries someTries
+		limit time.Duration // of the call
+	}{
+		{"success", someTries{succeeds, drops}, 0},
+		{"failure", someTries{func(int) grpcreplay.Outcome { return failing }, drops}, 0},
+		{"a try that panics", someTries{first(func() grpcreplay.Outcome { panic("boom") }), drops}, 0},
+		{"a try that cannot be dropped", someTries{succeeds, func() bool { return false }}, 0},
+		{"a drop that panics", someTries{succeeds, func() bool { panic("boom") }}, 0},
+		{"a caller that gives up meanwhile", someTries{succeeds, drops}, time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				policy, err := retry.NewPolicy(retry.Config{Retries: 2, On: retry.On{Conditions: retry.Reset}, Backoff: time.Minute, AnyMethod: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				limiter, err := retry.NewLimiter(retry.LimiterConfig{MaxRetries: 1}, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if test.limit > 0 {
+					time.AfterFunc(test.limit, cancel)
+				}
+				func() {
+					defer func() { _ = recover() }()
+					grpcreplay.Do(ctx, &retry.Loop{Policy: policy, Limiter: limiter, Rand: func() float64 { return 0.5 }}, &test.tries)
+				}()
+				if active, _ := limiter.Retries(); active != 0 {
+					t.Errorf("%d retries are in flight afterwards, want 0", active)
+				}
+			})
+		})
+	}
+}
