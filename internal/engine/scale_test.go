@@ -295,6 +295,49 @@ func TestTargetsThatDocumentsForgetAreDropped(t *testing.T) {
 	})
 }
 
+// Calls in flight keep the state that they began with after a reload has replaced it. It ends with the last of them.
+func TestReplacedStateEndsWithItsCalls(t *testing.T) {
+	const endpoints = 3
+	e := scaled(t, endpoints)
+	target := route.Target{Host: "big", Port: 80}
+	enter := func() *cluster {
+		t.Helper()
+		c, current, err := e.enter(e.view.Load(), target, new(time.Now()))
+		if !current || err != nil {
+			t.Fatal(current, err)
+		}
+		if err := c.wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	hosts := func(c *cluster, want int, when string) {
+		t.Helper()
+		if n := len(c.balancer.Hosts()); n != want {
+			t.Errorf("%s there are %d endpoints, want %d", when, n, want)
+		}
+	}
+	replace := func(ejects bool) {
+		t.Helper()
+		if err := e.Treat(func(_ route.Target, c *policy.Cluster) { c.Eject = ejects }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	busy := enter()
+	replace(true)
+	hosts(busy, endpoints, "with a call in flight")
+	busy.leave()
+	hosts(busy, 0, "after the last call")
+
+	idle := enter()
+	idle.leave()
+	replace(false)
+	hosts(idle, 0, "after a reload without calls")
+	now := enter()
+	hosts(now, endpoints, "in its place")
+	now.leave()
+}
+
 // The routes in a status include those of new hosts, even if as many others have gone since the last status.
 func TestRoutesOfHostsThatCameInPlaceOfOthers(t *testing.T) {
 	var hosts cachedHosts
