@@ -193,8 +193,8 @@ func receive(ctx context.Context, conn *grpc.ClientConn) error {
 func TestCallIsDecidedAboutAgainWhenItsHandlerBegins(t *testing.T) {
 	leak.Check(t)
 	w := newTown(t)
-	let := make(chan bool, 2)
-	m := w.member(t, "payment", "", mesh.WithObserver(mesh.Observer{
+	let := make(chan bool, 10)
+	m := w.member(t, "payment", "", mesh.WithServer(mesh.ServerConfig{MaxRequests: 1}), mesh.WithObserver(mesh.Observer{
 		InboundStart: func(ctx context.Context, _ *mesh.Inbound) context.Context { let <- true; return ctx },
 	}))
 	conn := grpctest.Dial(t, grpctest.Serve(t, whoCalls, meshgrpc.ServerOptions(m)...))
@@ -203,9 +203,9 @@ func TestCallIsDecidedAboutAgainWhenItsHandlerBegins(t *testing.T) {
 		t.Fatal(err)
 	}
 	await.Receive(t, "the call to be let through", let)
-	// A second call shows that the connection has dealt with the first.
-	if _, err := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
-		t.Fatal(err)
+	// A second call, for which there is no room, shows that the connection has dealt with the first.
+	if _, err := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{}); status.Code(err) != codes.Unavailable {
+		t.Fatalf("a call beyond the limit: %v", err)
 	}
 	apply(t, m, deny("UnaryCall"))
 	if err := stream.SendMsg(&grpctest.Request{}); err != nil && !errors.Is(err, io.EOF) {
@@ -214,6 +214,10 @@ func TestCallIsDecidedAboutAgainWhenItsHandlerBegins(t *testing.T) {
 	stream.CloseSend()
 	if err := stream.RecvMsg(&grpctest.Response{}); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("%v, want PermissionDenied", err)
+	}
+	apply(t, m, deny("EmptyCall"))
+	if _, err := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
+		t.Errorf("after the denied call: %v, want its room", err)
 	}
 }
 
