@@ -49,12 +49,14 @@ type Hooks struct {
 // Balancer picks endpoints from one set. It is safe for concurrent use. It starts no goroutine and needs no Close; an Update
 // with no endpoints releases its hosts.
 type Balancer struct {
+	// Each pick, and its end, needs these and the beginning of cfg.
+	outliers *outliers // nil without Hooks.Outlier
+	picks    atomic.Pointer[snapshot]
+	rand     func() uint64
+
 	cfg      settings
 	hooks    Hooks
-	outliers *outliers // nil without Hooks.Outlier
-	rand     func() uint64
-	start    time.Time // of the clock used for the times in hosts
-	picks    atomic.Pointer[snapshot]
+	start    time.Time     // of the clock used for the times in hosts
 	change   atomic.Uint64 // counts the changes that picks must notice
 	weighing atomic.Int64  // when the weights of reports are due
 	busy     atomic.Int64  // calls in flight on all hosts; kept only for bounded loads
@@ -66,9 +68,7 @@ type Balancer struct {
 	sorted []*Host // the same, by their addresses
 	pools  []*pool
 
-	updates uint32
-
-	counts   bool      // a release only counts a call out
+	updates  uint32
 	aperture *aperture // nil without one
 }
 
@@ -93,7 +93,6 @@ func New(cfg Config, hooks Hooks) (*Balancer, error) {
 		return nil, err
 	}
 	b := &Balancer{cfg: set, hooks: hooks, outliers: newOutliers(hooks.Outlier), rand: rand.Uint64, start: time.Now()}
-	b.counts = set.Algorithm != PeakEWMA && set.Algorithm != WeightedRoundRobin && set.BoundedLoad == 0
 	if cfg.Aperture > 0 {
 		b.aperture = &aperture{least: cfg.Aperture}
 	}

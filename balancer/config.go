@@ -128,6 +128,7 @@ const (
 type settings struct {
 	Algorithm                Algorithm
 	Choices                  uint8
+	counts                   bool // a release only counts a call out
 	MinRingSize, MaxRingSize int32
 	TableSize                int32
 	BoundedLoad              float64
@@ -168,6 +169,7 @@ func (c Config) compile() (settings, error) {
 		BoundedLoad: c.BoundedLoad, SlowStart: c.SlowStart, PanicFraction: c.PanicFraction,
 		topology: topology,
 	}
+	set.counts = c.Algorithm != PeakEWMA && c.Algorithm != WeightedRoundRobin && c.BoundedLoad == 0
 	set.setDecay(max(cmp.Or(c.Decay, time.Second), time.Millisecond))
 	set.MinRingSize = cmp.Or(int32(c.MinRingSize), min(1024, set.MaxRingSize))
 	set.SlowStart.MinFraction = cmp.Or(set.SlowStart.MinFraction, 0.1)

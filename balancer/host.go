@@ -166,7 +166,7 @@ func (h *Host) eject(why uint64, eject bool) {
 // first byte of the answer or to the failure, 0 if it is not known; more than a minute counts as a minute. failed means that the endpoint
 // did not do what was asked. If there is nothing to learn, because the caller gave up, they are 0 and false. Both matter to [PeakEWMA] only.
 func (h *Host) Release(latency time.Duration, failed bool) {
-	if h.balancer.counts {
+	if h.balancer.cfg.counts {
 		h.exit()
 		return
 	}

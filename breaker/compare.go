@@ -17,9 +17,6 @@ type endpointCalls struct {
 	success         float64 // in percent: sums are more exact than with fractions
 }
 
-// compares reports whether a rule compares endpoints, for which [Tracker] counts its calls.
-func (c *OutlierConfig) compares() bool { return c.SuccessRate || c.FailureFraction > 0 }
-
 // compareLocked applies the rules that compare endpoints to the counts since the last sweep.
 func (o *Outlier) compareLocked(now time.Time) {
 	counted := o.countedLocked()

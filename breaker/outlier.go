@@ -87,12 +87,14 @@ type Outlier struct {
 	// event that is not Ejected for a readmission. Set it before the first use.
 	OnWithheld func(Event)
 
-	cfg     OutlierConfig // with defaults
-	start   time.Time     // sweeps are due at multiples of cfg.Interval from here
-	due     atomic.Int64  // when the next sweep is, in nanoseconds from start
-	events  mailbox[Event]
-	least   int32        // of cfg.ErrorCodes
-	ejected atomic.Int32 // number of ejected trackers; written with mu held
+	least    int16        // of cfg.ErrorCodes
+	compares bool         // a rule compares endpoints, for which [Tracker] counts its calls
+	ejected  atomic.Int32 // number of ejected trackers; written with mu held
+
+	cfg    OutlierConfig // with defaults
+	start  time.Time     // sweeps are due at multiples of cfg.Interval from here
+	due    atomic.Int64  // when the next sweep is, in nanoseconds from start
+	events mailbox[Event]
 
 	mu       sync.RWMutex
 	trackers smallmap.Map[string, *Tracker]
@@ -106,7 +108,8 @@ func NewOutlier(cfg OutlierConfig, onEvent func(Event)) (*Outlier, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Outlier{cfg: cfg, least: int32(cfg.ErrorCodes.least()), start: time.Now()}
+	o := &Outlier{cfg: cfg, least: int16(cfg.ErrorCodes.least()), start: time.Now()}
+	o.compares = cfg.SuccessRate || cfg.FailureFraction > 0
 	o.due.Store(int64(cfg.Interval))
 	o.events.handler = onEvent
 	return o, nil
@@ -282,7 +285,7 @@ func (t *Tracker) Report(r Result) {
 		return
 	}
 	failed := local || code >= int(o.least) && o.cfg.ErrorCodes.has(code)
-	if o.cfg.compares() {
+	if o.compares {
 		add := uint64(1) << 32
 		if !failed {
 			add++
@@ -450,7 +453,7 @@ func (o *Outlier) sweepLocked(now time.Time) {
 			t.last.multiplier = int32(max(0, int(t.last.multiplier)-healthy))
 		}
 	}
-	if o.cfg.compares() {
+	if o.compares {
 		o.compareLocked(now)
 	}
 }

@@ -36,7 +36,7 @@ func resultOfError(err error) Result {
 // not been used for some minutes.
 func (o *Outlier) Report(endpoint string, resp *http.Response, err error) {
 	t := o.seen(endpoint)
-	if o.cfg.compares() {
+	if o.compares {
 		o.Sweep(time.Now())
 	}
 	t.Report(resultOf(resp, err))

@@ -32,16 +32,16 @@ const slots = 10
 // for concurrent use and needs no goroutine. It does not read the clock for each of many calls, so a few of them may leave the
 // window too early.
 type Budget struct {
+	// Calls are counted without the lock, and without a division.
+	newest atomic.Int64        // number of the newest slot; written with mu held
+	calls  [slots]atomic.Int64 // by slot of time, modulo slots
+	end    atomic.Int64        // of the newest slot, since start; written with mu held
+
 	ratio     float64
 	perSecond float64
 	burst     float64
 	slot      time.Duration // a tenth of the window
 	start     time.Time
-
-	// Calls are counted without the lock, and without a division.
-	newest atomic.Int64        // number of the newest slot; written with mu held
-	end    atomic.Int64        // of the newest slot, since start; written with mu held
-	calls  [slots]atomic.Int64 // by slot of time, modulo slots
 
 	mu       sync.Mutex
 	retries  [slots]int64

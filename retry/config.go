@@ -59,11 +59,11 @@ func (c Config) Equal(other Config) bool {
 
 // Policy is a Config ready for use. It is immutable and safe for concurrent use.
 type Policy struct {
+	least   int    // a response with a status below is not retried, whatever else it says
+	trace   bool   // whether to find out if writing the request began
+	untimed bool   // a try has neither a limit nor a trace
 	config  Config // defaults filled in
 	headers []string
-	least   int  // a response with a status below is not retried, whatever else it says
-	trace   bool // whether to find out if writing the request began
-	untimed bool // a try has neither a limit nor a trace
 }
 
 // Validate returns an error that names the field if the settings cannot be honoured.

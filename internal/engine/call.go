@@ -210,7 +210,7 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	}
 
 	// 4. The deadline covers all that follows. It is the route's, unless the caller's comes first.
-	if limits := (deadline.Limits{Request: r.Timeout, BodyIdle: c.cluster.config.bodyIdle}); limits != (deadline.Limits{}) {
+	if limits := (deadline.Limits{Request: r.Timeout, BodyIdle: c.cluster.bodyIdle}); limits != (deadline.Limits{}) {
 		c.beginLimits(limits)
 	}
 
@@ -218,8 +218,8 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	if err := a.Prepare(c.backend, int(c.match)); err != nil {
 		return refuse(LayerRoute, FlagNoRoute, err)
 	}
-	if key := &c.cluster.config.Balancer.HashKey; key.Source != balancer.NoKey {
-		if value, ok := a.HashKey(key); ok {
+	if c.cluster.hashes {
+		if value, ok := a.HashKey(&c.cluster.config.Balancer.HashKey); ok {
 			c.hash, c.hashed = balancer.Hash(value), true
 		}
 	}

@@ -24,9 +24,7 @@ import (
 
 // cluster is the state of one target: its endpoints and what was learned about them. Envoy calls this a cluster, too.
 type cluster struct {
-	engine *Engine
-	target route.Target
-	config clusterConfig
+	// Each call reads what comes before target, so it is together.
 
 	// Each part is handed on to the next cluster of the target if a reload leaves its settings alone.
 	balancer *balancer.Balancer
@@ -39,15 +37,25 @@ type cluster struct {
 
 	// failover lists the targets that attempts go to, the best first: see failover.go. nil means only this one.
 	failover []route.Target
-	woken    atomic.Int64 // when they were last kept awake, in Unix seconds
-
-	plaintext secured // of all endpoints without TLS
 
 	// What calls need to know of the settings.
+	bodyIdle     time.Duration
+	hashes       bool // endpoints are picked by a key of the call
 	timesAnswers bool // it matters how long endpoints take to answer
 	reports      bool // endpoints report their load
 	mayQueue     bool // HTTP/1 calls may wait for a connection
 	unusable     bool // see whyUnusable
+
+	answered atomic.Bool               // discovery has answered once, or need not
+	seen     atomic.Pointer[time.Time] // the reading of the clock that the last call saw: see notice
+
+	target route.Target
+	engine *Engine
+	config clusterConfig
+
+	woken atomic.Int64 // when the targets of failover were last kept awake, in Unix seconds
+
+	plaintext secured // of all endpoints without TLS
 
 	// self leads to the cluster until it is removed from the view. Whoever remembers a cluster keeps only that, and so neither
 	// uses nor keeps one that is gone.
@@ -56,7 +64,6 @@ type cluster struct {
 	place int32 // in byUse; guarded by Engine.mu
 
 	heard      atomic.Bool // discovery has answered, or has had enough time to: see healthy
-	answered   atomic.Bool // discovery has answered once, or need not
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
 	unselected atomic.Int64 // endpoints that are not in the subset
@@ -69,8 +76,7 @@ type cluster struct {
 	mu   sync.Mutex
 	subs []*discovery.Subscription // one, unless a document lists several names
 
-	seen atomic.Pointer[time.Time] // the reading of the clock that the last call saw: see notice
-	used atomic.Int64              // when that was, in Unix seconds
+	used atomic.Int64 // when the last call was, in Unix seconds: see notice
 
 	// Each call writes here, so this is not on a cache line with what calls only read.
 	calls atomic.Int64 // in flight, with the bits below
@@ -90,6 +96,7 @@ func newClusterLocked(e *Engine, target route.Target, config clusterConfig, prev
 	c.self = new(atomic.Pointer[cluster])
 	c.self.Store(c)
 	c.timesAnswers, c.reports = config.timesAnswers(), config.Balancer.Algorithm == balancer.WeightedRoundRobin
+	c.bodyIdle, c.hashes = config.bodyIdle, config.Balancer.HashKey.Source != balancer.NoKey
 	c.mayQueue, c.unusable = config.Pool.MaxConnections > 0, config.Closed != "" || config.Missing && c.failover == nil
 	mode := config.TLS.Mode
 	c.plaintext.always = mode != policy.TLSAuto && mode != policy.TLSDisable

@@ -37,19 +37,7 @@ type Config struct {
 
 // Engine takes calls to their destinations. [New] makes one; it is safe for concurrent use once a plan has been applied.
 type Engine struct {
-	// Mirrors sends the copies of calls. The HTTP adapter sets its Send.
-	Mirrors mirror.Mirrorer[route.Mirror]
-
-	config      Config
-	hooks       Hooks
-	trustDomain string // of the identities that endpoints have
-
-	// cluster says how a target is treated.
-	cluster func(*policy.Plan, route.Target) policy.Cluster
-
-	watcher  *discovery.Watcher
-	names    *discovery.Watcher // for names that documents have looked up in DNS, whatever the Resolver is
-	identity *tlsid.Keeper      // nil without one
+	// Each call reads these, up to the first hooks, so they share a cache line.
 
 	// view is what calls use: one load at the start of a call fixes its plan.
 	view atomic.Pointer[view]
@@ -58,6 +46,21 @@ type Engine struct {
 
 	// valid is the identity of this process that was last found to be valid, so that it only can expire.
 	valid atomic.Pointer[tlsid.Identity]
+
+	identity *tlsid.Keeper // nil without one
+	hooks    Hooks
+
+	// Mirrors sends the copies of calls. The HTTP adapter sets its Send.
+	Mirrors mirror.Mirrorer[route.Mirror]
+
+	config      Config
+	trustDomain string // of the identities that endpoints have
+
+	// cluster says how a target is treated.
+	cluster func(*policy.Plan, route.Target) policy.Cluster
+
+	watcher *discovery.Watcher
+	names   *discovery.Watcher // for names that documents have looked up in DNS, whatever the Resolver is
 
 	deadlines deadline.Texts
 

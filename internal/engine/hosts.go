@@ -30,13 +30,24 @@ const (
 
 // host is what a plan says about the host of a call. It is computed once.
 type host struct {
+	// What each call reads comes first.
+
+	// spelled is the name and the port as the caller wrote them.
+	spelled string
+
+	// port is the port that the caller asks for: the URL's, or the default of its scheme.
+	port int
+
+	// policies are the retry policies that the protection changes, by rule; nil if it changes none.
+	policies *sync.Map
+
+	// usual leads to the clusters of some destinations of the host: see usualOf.
+	usual [4]usual
+
 	policy.HostPlan
 
 	// away has the name as the caller wrote it, and is the target if the host turns out to be outside the mesh.
 	away route.Target
-
-	// port is the port that the caller asks for: the URL's, or the default of its scheme.
-	port int
 
 	// mine says that the host belongs to the mesh if discovery knows it. A host that is Known belongs to it in any case.
 	mine bool
@@ -44,16 +55,8 @@ type host struct {
 	// documents names the document of each rule. It is nil unless calls are observed.
 	documents []string
 
-	// protection is what the program asked for in addition to the documents, nil for nothing. The retry policies that it
-	// changes are kept by rule.
+	// protection is what the program asked for in addition to the documents, nil for nothing.
 	protection *Protection
-	policies   *sync.Map // nil if it changes none
-
-	// usual leads to the clusters of some destinations of the host: see usualOf.
-	usual [4]usual
-
-	// spelled is the name and the port as the caller wrote them.
-	spelled string
 
 	// denied is set if discovery has said that it does not know the host.
 	denied atomic.Pointer[denial]
@@ -156,10 +159,10 @@ func (h *host) protected(rule *route.Rule) *retry.Policy {
 
 // hostCache caches the hosts of a plan by the spelling of callers. Reading takes no lock.
 type hostCache struct {
+	plain, secure cachedHosts // of http and https, whose ports differ
+
 	engine *Engine
 	plan   *policy.Plan
-
-	plain, secure cachedHosts // of http and https, whose ports differ
 }
 
 // cachedHosts has two generations of hosts: those that were asked for since the young one began, and those of the time
@@ -243,11 +246,10 @@ func (c *cachedHosts) each(f func(*host)) {
 	}
 }
 
-func newHostCache(e *Engine, plan *policy.Plan) *hostCache {
-	c := &hostCache{engine: e, plan: plan}
+func (c *hostCache) init(e *Engine, plan *policy.Plan) {
+	c.engine, c.plan = e, plan
 	c.plain.seed = maphash.MakeSeed()
 	c.secure.seed = c.plain.seed
-	return c
 }
 
 // lookup returns the host that routes a call. It is the one that the authority names, if a document names it too, and the

@@ -71,7 +71,7 @@ func TestFirstCallCostsTheSameHoweverManyServicesThereAre(t *testing.T) {
 func TestHostsAreCachedWithoutACliff(t *testing.T) {
 	const hosts = 10_000
 	e := scaled(t, 0)
-	cache := e.view.Load().hosts
+	cache := &e.view.Load().hosts
 	names := make([]string, hosts)
 	for i := range names {
 		names[i] = fmt.Sprintf("s%d", i)
@@ -97,7 +97,7 @@ func TestHostsAreCachedWithoutACliff(t *testing.T) {
 func TestCachedHostsAreBounded(t *testing.T) {
 	const names = 3*hostsCached + 10
 	e := scaled(t, 0)
-	cache := e.view.Load().hosts
+	cache := &e.view.Load().hosts
 	called := cache.get("http", "called")
 	for i := range names {
 		cache.get("http", fmt.Sprintf("made-up-%d", i))

@@ -10,13 +10,15 @@ import (
 // view is a plan with the clusters that calls under it need. The plan of a view never changes; a new plan gets a new view.
 // Clusters and hosts are added as they are called.
 type view struct {
+	hosts    hostCache
 	plan     *policy.Plan
 	clusters *targets
-	hosts    *hostCache
 }
 
 func (e *Engine) newView(plan *policy.Plan) *view {
-	return &view{plan: plan, clusters: new(targets), hosts: newHostCache(e, plan)}
+	v := &view{plan: plan, clusters: new(targets)}
+	v.hosts.init(e, plan)
+	return v
 }
 
 // Apply puts a plan into force for the calls that begin from now on. The caller then calls settle, which ends the state of the

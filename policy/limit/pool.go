@@ -64,11 +64,11 @@ type Keepalive struct {
 // Pool is the connection pool of one destination. It hands out slots to calls, and opens the connections to the endpoints through its
 // [Conns]. A nil *Pool and the zero value have no limits. It is safe for concurrent use.
 type Pool struct {
-	config PoolConfig
-
 	active    atomic.Int64 // calls that hold a slot
 	streams   atomic.Int64 // calls that hold a slot and wait for a stream of a connection
 	overflows atomic.Uint64
+
+	config PoolConfig
 
 	mu      sync.Mutex
 	busy    int     // HTTP/1 calls that hold a slot, if MaxConnections is set

@@ -21,8 +21,7 @@ import (
 
 // Set holds the transport sockets to the endpoints of a target, within one pool.
 type Set struct {
-	Pool   *limit.Pool
-	Limits limit.PoolConfig // of Pool
+	Pool *limit.Pool
 
 	// Multiplexed says that the endpoints speak HTTP/2, so that calls share connections.
 	Multiplexed atomic.Bool
@@ -30,6 +29,8 @@ type Set struct {
 	from        *Template
 	template    *http.Transport        // of from
 	origination *originate.Origination // nil unless a document asks for TLS with certificates that it names
+
+	Limits limit.PoolConfig // of Pool
 
 	mu  sync.Mutex
 	all smallmap.Map[string, *Socket] // by address, the first of those to the same one
@@ -225,13 +226,14 @@ func (c *Set) ConnectTimeout() time.Duration {
 // Socket is the way to one endpoint under one Security: what Envoy calls a transport socket. A cluster and its successor
 // share it. Its connections are replaced when certificates change.
 type Socket struct {
-	owner  *Set
-	key    key
-	config *tls.Config // nil for connections without TLS of ours
-	refs   int         // guarded by Set.mu
-	next   *Socket     // to the same address; guarded by Set.mu
-
 	current atomic.Pointer[Connections] // nil once the socket is closed
+	owner   *Set
+	config  *tls.Config // nil for connections without TLS of ours
+	key     key
+
+	// Guarded by Set.mu.
+	refs int
+	next *Socket // to the same address
 }
 
 // Enter counts an attempt in at the time now, on the current connections. It returns nil if the socket is closed.
