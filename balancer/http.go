@@ -164,8 +164,8 @@ func (t *Transport) service(req *http.Request) (*service, error) {
 			return nil, err
 		}
 	}
-	ctx, stop := caller.Wait(req.Context(), req)
-	defer stop()
+	ctx := caller.Wait(req.Context(), req)
+	defer caller.Stop(ctx, req)
 	if err := s.subscription.Wait(ctx); err != nil {
 		if errors.Is(err, discovery.ErrUnknownService) {
 			t.forget(name, s)

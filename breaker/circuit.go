@@ -292,10 +292,13 @@ func (l *Lease) answered() {
 // Done reports that the call has ended. Calls after the first do nothing. An outcome that arrives after the circuit has
 // changed state, or after the lease of a probe has expired, is not counted.
 func (l *Lease) Done(outcome Outcome) {
-	c := l.circuit
-	if c == nil {
-		return
+	if l.circuit != nil {
+		l.done(outcome)
 	}
+}
+
+func (l *Lease) done(outcome Outcome) {
+	c := l.circuit
 	if outcome == Success && l.probe == nil && c.unmoved() {
 		l.circuit = nil // the usual case
 		return

@@ -88,9 +88,12 @@ const rarely = 16
 
 // Deposit counts a call: the original one, not its retries.
 func (b *Budget) Deposit() {
-	if b == nil {
-		return
+	if b != nil {
+		b.count()
 	}
+}
+
+func (b *Budget) count() {
 	calls := &b.calls[b.newest.Load()%slots]
 	if n := calls.Load(); n < rarely || n%rarely == 0 {
 		b.deposit(time.Since(b.start))

@@ -127,22 +127,32 @@ func (l *Loop) do(req *http.Request, a Attempter, r *replay) (*http.Response, Su
 	} else {
 		resp, sent, err = l.try(req, a, 1, r, nil)
 	}
-	stopped := Succeeded
 	if err != nil || l.Policy.retries(resp) {
-		next := l.next(req, sent, r, 1, resp, err)
-		if next.retry {
-			return l.again(req, a, r, resp, next)
-		}
-		stopped = next.stopped
+		return l.failed(req, sent, a, r, resp, err)
 	}
-	switch {
-	case resp == nil:
-	case resp.Request == sent: // no layer below has counted tries
+	restore(resp, req, sent)
+	return resp, Summary{Attempts: 1, Stopped: Succeeded}, nil
+}
+
+// failed goes on after a first try that failed, or whose response is to be retried.
+func (l *Loop) failed(req, sent *http.Request, a Attempter, r *replay, resp *http.Response, err error) (*http.Response, Summary, error) {
+	next := l.next(req, sent, r, 1, resp, err)
+	if next.retry {
+		return l.again(req, a, r, resp, next)
+	}
+	if resp != nil {
+		restore(resp, req, sent)
+	}
+	return resp, Summary{Attempts: 1, Stopped: next.stopped}, err
+}
+
+// restore sets the Request of the response to the only try, which was made with sent.
+func restore(resp *http.Response, req, sent *http.Request) {
+	if resp.Request == sent { // no layer below has counted tries
 		resp.Request = req
-	default:
+	} else {
 		attempt.Restore(resp, req, 1)
 	}
-	return resp, Summary{Attempts: 1, Stopped: stopped}, err
 }
 
 // again makes the second and further tries. A slot of the limiter is held on entry, and for each retry from the decision

@@ -43,19 +43,27 @@ func (r *Reader) Bytes() int64 { return int64(r.state.Load() / oneByte) }
 // Complete reports whether the body was read to its end, or there is none.
 func (r *Reader) Complete() bool { return r.state.Load()&complete != 0 }
 
-// Attach puts r in front of resp.Body. The call of a response without a body ends before Attach returns. A body that is also an
-// io.Writer (101 Switching Protocols) remains one, and can be half-closed. r must not be attached twice.
+// Attach puts r in front of resp.Body. The call of a response without a body ends before Attach returns. The body of a 101
+// response (Switching Protocols), which is also an io.Writer, remains one, and can be half-closed. r must not be attached twice.
 func (r *Reader) Attach(resp *http.Response, end Ender) {
 	r.rc, r.end = resp.Body, end
 	if resp.Body == nil || resp.Body == http.NoBody {
 		r.finish(complete, nil)
 		return
 	}
-	if w, ok := resp.Body.(io.Writer); ok {
-		resp.Body = &upgraded{Reader: r, Writer: w}
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		resp.Body = r.upgrade()
 		return
 	}
 	resp.Body = r
+}
+
+// upgrade returns r as the body of a 101 response.
+func (r *Reader) upgrade() io.ReadCloser {
+	if w, ok := r.rc.(io.Writer); ok {
+		return &upgraded{Reader: r, Writer: w}
+	}
+	return r
 }
 
 // Read implements io.Reader.

@@ -24,13 +24,19 @@ func Canceled(req *http.Request) bool {
 }
 
 // Wait returns a context for waits during the call of req. It ends when ctx does or when the Cancel channel of req, if any, is closed.
-// stop ends it and releases its resources.
-func Wait(ctx context.Context, req *http.Request) (_ context.Context, stop func()) {
+// When the waits are over, both are given to Stop.
+func Wait(ctx context.Context, req *http.Request) context.Context {
 	if req.Cancel == nil {
-		return ctx, func() {}
+		return ctx
 	}
-	c := &legacy{Context: ctx, req: req}
-	return c, c.stop
+	return &legacy{Context: ctx, req: req}
+}
+
+// Stop ends a context that Wait has made for req and releases its resources. It does nothing to the caller's own.
+func Stop(wait context.Context, req *http.Request) {
+	if c, ok := wait.(*legacy); ok && c.req == req {
+		c.stop()
+	}
 }
 
 // legacy is a context that ends when a Cancel channel is closed. It has no goroutine until Done is called.

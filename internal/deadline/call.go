@@ -94,9 +94,6 @@ func (c *Call) Watch(resp *http.Response) {
 	if resp.Body == nil || resp.Body == http.NoBody {
 		return
 	}
-	if _, upgraded := resp.Body.(io.Writer); upgraded {
-		return
-	}
 	c.body, resp.Body = resp.Body, (*watched)(c)
 }
 

@@ -61,10 +61,7 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 	if c.kind != Raw {
 		multiplexed := cluster.sockets.Multiplexed.Load()
 		if a.slot, err = cluster.sockets.Pool.Acquire(ctx, multiplexed); err != nil {
-			if err == limit.ErrOverflow {
-				return overflow(err)
-			}
-			return interrupted(LayerLimit, err) // the call ended while it waited for its turn
+			return noSlot(err)
 		}
 		if cluster.mayQueue && !multiplexed {
 			c.late = true
@@ -99,6 +96,14 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 // Timed reports whether it matters when the endpoint answers.
 func (a *Attempt) Timed() bool { return a.observer != nil || a.timesAnswers }
 
+// noSlot is the error of a call that the pool gave no slot.
+func noSlot(err error) error {
+	if err == limit.ErrOverflow {
+		return overflow(err)
+	}
+	return interrupted(LayerLimit, err) // the call ended while it waited for its turn
+}
+
 // overflow is the answer to a call for which the pool has no room.
 func overflow(err error) error {
 	return prescribe(LayerLimit, FlagOverflow, err, AnswerOverloaded)
@@ -107,8 +112,8 @@ func overflow(err error) error {
 // pick chooses an endpoint of the cluster, and the connections to it.
 func (a *Attempt) pick(ctx context.Context, now time.Time) error {
 	c, cluster := a.call, a.cluster
-	if c.last != nil && c.avoidsTried() {
-		c.tried = append(c.tried, c.last.ID())
+	if c.last != nil {
+		c.avoidLast()
 	}
 	if a.sent != 0 && cluster.outlier != nil { // time has passed since the call entered the cluster
 		cluster.outlier.Sweep(now)
@@ -131,16 +136,18 @@ func (a *Attempt) pick(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// avoidsTried reports whether retries prefer endpoints that were not tried. As in Istio, a hash key selects the same endpoint
-// again, unless the route has several destinations.
-func (c *Call) avoidsTried() bool {
-	switch {
-	case c.kind == Raw:
-		return true
-	case c.rule == nil: // a copy has one attempt
-		return false
+// avoidLast has the next attempt prefer endpoints that were not tried. As in Istio, a hash key selects the same endpoint again,
+// unless the route has several destinations.
+func (c *Call) avoidLast() {
+	if c.kind != Raw {
+		if c.rule == nil { // a copy has one attempt
+			return
+		}
+		if c.rule.Route.RetryTried || c.hashed && c.rule.Backends() <= 1 {
+			return
+		}
 	}
-	return !c.rule.Route.RetryTried && (!c.hashed || c.rule.Backends() > 1)
+	c.tried = append(c.tried, c.last.ID())
 }
 
 // Connections returns the connections that the attempt uses.

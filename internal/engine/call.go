@@ -111,9 +111,13 @@ type Call struct {
 func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described any) {
 	c.engine, c.kind, c.ctx, c.start = e, kind, ctx, e.clock.now()
 	if e.hooks.Call != nil {
-		c.ctx, c.observer = e.hooks.Call(ctx, CallStart{Described: described, Start: c.start.time(), Mirror: kind == Copied})
-		c.derived = !caller.SameContext(c.ctx, ctx)
+		c.observe(ctx, described)
 	}
+}
+
+func (c *Call) observe(ctx context.Context, described any) {
+	c.ctx, c.observer = c.engine.hooks.Call(ctx, CallStart{Described: described, Start: c.start.time(), Mirror: c.kind == Copied})
+	c.derived = !caller.SameContext(c.ctx, ctx)
 }
 
 // Renew resets a call that Serve has failed so that it can be begun again, for a caller that waits until it can be sent.
@@ -332,16 +336,22 @@ func (c *Call) GRPC(code uint32) { c.grpc = int32(code) + 1 }
 // err is the error that broke off the response. last is the attempt that has just ended with the call, or nil: with it the
 // clock is not read again.
 func (c *Call) End(status int, err error, last *Attempt) {
-	if err != nil && c.limits != nil {
-		err = c.limits.Received(err)
-	}
 	if err != nil {
-		c.flags |= flagsOf(c.failure(err), c.timedOut()) // before the limits end the context
+		err = c.broken(err)
 	}
 	if c.limits != nil {
-		_ = c.endLimits(nil)
+		_ = c.limits.Failed(nil)
 	}
 	c.finish(status, err, last)
+}
+
+// broken notes why a response was broken off. It returns the error of the limits if they ended it, and err otherwise.
+func (c *Call) broken(err error) error {
+	if c.limits != nil {
+		err = c.limits.Received(err)
+	}
+	c.flags |= flagsOf(c.failure(err), c.timedOut()) // before the limits end the context
+	return err
 }
 
 // finish leaves the destination and tells the observers.

@@ -15,27 +15,20 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 	for {
 		v := c.engine.view.Load()
 		c.host = v.hosts.lookup(req)
-		c.target, c.rule, c.backend = nil, nil, nil // of an earlier view
 		req.Port = c.host.port
 		// If no document names the host, it belongs to the mesh only if discovery knows it. A copy belongs where its original does.
 		certain := c.kind == Copied || c.host.Known
-		if !certain && c.host.outside(c.start) {
-			return c.leaveMesh()
-		}
-		if !certain && c.kind == Routed && c.host.Routes != nil {
-			// A wildcard routes the host, if it is a service.
-			if current, err := c.enter(v, req); err != nil {
-				return err
-			} else if !current {
-				continue
+		if !certain {
+			if c.host.outside(c.start) {
+				return c.leaveMesh()
 			}
-			if err := c.confirm(wait); err != nil || c.cluster == nil {
-				return err
-			}
-			c.cluster.leave()
-			c.cluster, c.target, certain = nil, nil, true
-			if c.engine.view.Load() != v {
-				continue
+			if c.kind == Routed && c.host.Routes != nil { // a wildcard routes the host, if it is a service
+				if current, err := c.ask(wait, v, req); err != nil || c.outside {
+					return err
+				} else if !current {
+					continue
+				}
+				certain = true
 			}
 		}
 		if c.kind == Routed {
@@ -46,7 +39,8 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 		if current, err := c.enter(v, req); err != nil {
 			return err
 		} else if !current {
-			continue // the documents changed meanwhile; nothing has been sent yet, so start over with the new ones
+			c.forget() // the documents changed meanwhile; nothing has been sent yet, so start over with the new ones
+			continue
 		}
 		first := !c.cluster.answered.Load()
 		if !certain {
@@ -71,8 +65,25 @@ func (c *Call) overtaken(wait context.Context, v *view) bool {
 		return false
 	}
 	c.cluster.leave()
-	c.cluster, c.rule, c.backend = nil, nil, nil
+	c.forget()
 	return true
+}
+
+// forget forgets where the call goes under an earlier view.
+func (c *Call) forget() { c.cluster, c.target, c.rule, c.backend = nil, nil, nil, nil }
+
+// ask finds out from discovery whether the host is a service. If it is not, the call leaves the mesh. current is false if the
+// documents have changed.
+func (c *Call) ask(wait context.Context, v *view, req *Request) (current bool, err error) {
+	if current, err = c.enter(v, req); err != nil || !current {
+		return false, err
+	}
+	if err = c.confirm(wait); err != nil || c.outside {
+		return false, err
+	}
+	c.cluster.leave()
+	c.forget()
+	return c.engine.view.Load() == v, nil
 }
 
 // enter counts the call in the cluster of its target. current is false if the documents have changed.

@@ -40,8 +40,8 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, t.invalid
 	}
 	d := t.Config.Decide(t.Rand)
-	ctx, stop := caller.Wait(req.Context(), req)
-	defer stop()
+	ctx := caller.Wait(req.Context(), req)
+	defer caller.Stop(ctx, req)
 	if err := d.Wait(ctx); err != nil {
 		body.CloseRequest(req)
 		return nil, err

@@ -39,9 +39,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		body.CloseRequest(req)
 		return nil, t.fault
 	}
-	ctx, stop := caller.Wait(req.Context(), req)
+	ctx := caller.Wait(req.Context(), req)
 	slot, err := t.pool.Acquire(ctx, t.Multiplexed)
-	stop()
+	caller.Stop(ctx, req)
 	if err != nil {
 		body.CloseRequest(req)
 		if err == ErrOverflow {

@@ -70,8 +70,8 @@ func (w *way) end(authority string, o *opening, err error) {
 
 // wait waits until o has ended. It returns an error if the call cannot go on.
 func (o *opening) wait(req *http.Request) error {
-	ctx, stop := caller.Wait(req.Context(), req)
-	defer stop()
+	ctx := caller.Wait(req.Context(), req)
+	defer caller.Stop(ctx, req)
 	select {
 	case <-o.done:
 		return o.err

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
@@ -38,18 +39,16 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 			body.CloseRequest(req)
 		}
 	}()
-	wait, stop := caller.Wait(req.Context(), req)
+	wait := caller.Wait(req.Context(), req)
 	err := c.Acquire(wait, &t.Attempt, n)
-	stop()
+	caller.Stop(wait, req)
 	if err != nil {
 		over = true
 		return nil, err
 	}
 	at, limited := c.Context().Deadline()
 	if limited {
-		var room *[1]string
-		req, room = c.withDeadline(req, n)
-		t.TellDeadline(req.Header, at, room)
+		req = t.withDeadline(req, n, at)
 	}
 	if c.Observed() {
 		req = c.observe(t, req, n, n > 1 || limited)
@@ -83,14 +82,18 @@ func (t *try) answered(req *http.Request, resp *http.Response) {
 		t.ReportedHeader(resp.Header)
 	}
 	if c.answered = true; c.Observed() {
-		t.Header(engine.Response{
-			Header: resp.Header, Shared: true, Changes: c.setCookie != nil || c.ReadsHeader(),
-			ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
-		})
+		t.observeHeader(resp)
 	}
 	if resp.ProtoMajor != 1 && req.Body != nil && req.Body != http.NoBody {
 		c.lent = false // a server may answer before it has taken the whole body, which then waits for the end of the context
 	}
+}
+
+func (t *try) observeHeader(resp *http.Response) {
+	t.Header(engine.Response{
+		Header: resp.Header, Shared: true, Changes: t.call.setCookie != nil || t.call.ReadsHeader(),
+		ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
+	})
 }
 
 // watch has the n-th attempt end with the body of resp.
@@ -108,10 +111,12 @@ func (t *try) watch(resp *http.Response, n int) {
 	reader.Attach(resp, t)
 }
 
-// withDeadline returns the request of the n-th attempt with a header of its own, and room for the value of a field, nil if there is none.
-func (c *call) withDeadline(req *http.Request, n int) (*http.Request, *[1]string) {
+// withDeadline returns the request of the n-th attempt with a header of its own, which tells the server the deadline.
+func (t *try) withDeadline(req *http.Request, n int, at time.Time) *http.Request {
+	c := t.call
 	if n > 1 { // the header of a retry is its own; an earlier attempt may still be using the room
-		return req, nil
+		t.TellDeadline(req.Header, at, nil)
+		return req
 	}
 	room := c.Limits().HeaderRoom()
 	switch {
@@ -131,7 +136,8 @@ func (c *call) withDeadline(req *http.Request, n int) (*http.Request, *[1]string
 		fields += int(c.observed.sets.Load())
 	}
 	req.Header = outgoing.CopyHeader(req.Header, fields)
-	return req, room
+	t.TellDeadline(req.Header, at, room)
+	return req
 }
 
 // told is what the first attempt of a call needs to tell the server the deadline of the caller, and to learn when its response ends. It is

@@ -73,18 +73,15 @@ func (t *Transport) do(req *http.Request, kind engine.Kind, to *route.Mirror) (*
 	switch {
 	case answer != nil:
 		resp = Respond(&c.Call, answer, req)
-		c.AnswerHeader(resp.Header)
-	case c.Backend() == nil && kind == engine.Routed: // outside the mesh
-		c.AnswerHeader(resp.Header)
-	default:
+	case c.edits():
 		c.edit(resp)
 	}
 	if resp.Request = req; c.tries > 1 {
 		attempt.Restore(resp, req, int(c.tries))
 	}
 	c.status = int16(resp.StatusCode)
-	if c.resp = nil; c.Observed() && (answer != nil || c.tries != 1 || c.first.grpc != nil) && field.IsGRPC(resp.Header) {
-		c.resp = resp // which has its status at its end
+	if c.resp = nil; c.Observed() {
+		c.observeResponse(resp, answer != nil, kind)
 	}
 	c.watch(resp)
 	if resp.StatusCode == http.StatusSwitchingProtocols && c.Observed() {
@@ -99,6 +96,16 @@ func (t *Transport) do(req *http.Request, kind engine.Kind, to *route.Mirror) (*
 		c.release()
 	}
 	return resp, nil
+}
+
+// observeResponse tells the observers of the call what the caller gets: an answer of this process, or the response of a server.
+func (c *call) observeResponse(resp *http.Response, answered bool, kind engine.Kind) {
+	if answered || c.Backend() == nil && kind == engine.Routed { // or outside the mesh
+		c.AnswerHeader(resp.Header)
+	}
+	if (answered || c.tries != 1 || c.first.grpc != nil) && field.IsGRPC(resp.Header) {
+		c.resp = resp // which has its status at its end
+	}
 }
 
 // call is one request in flight. It holds the first attempt, which is usually the only one. Calls are reused. What a program may
@@ -194,14 +201,15 @@ var (
 // an observer.
 func (c *call) serve(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*engine.Refusal, error) {
 	req, u := c.req, c.req.URL
+	wait := req.Context()
 	defer func() {
+		caller.Stop(wait, req)
 		if c.sent == nil {
 			body.CloseRequest(c.req)
 		}
 	}()
-	c.Begin(req.Context(), e, kind, req)
-	wait, stop := caller.Wait(c.Context(), req)
-	defer stop()
+	c.Begin(wait, e, kind, req)
+	wait = caller.Wait(c.Context(), req)
 	view := engine.Request{Host: u.Host}
 	view.Method, view.Scheme, view.Authority = req.Method, u.Scheme, req.Host
 	view.Path, view.RawQuery, view.Header = field.SentPath(u), u.RawQuery, req.Header
@@ -240,6 +248,11 @@ func (e *ending) End(err error) {
 	c := (*call)(e)
 	c.end(err)
 	c.release()
+}
+
+// edits reports whether the caller gets the response of a server with another header.
+func (c *call) edits() bool {
+	return c.setCookie != nil || c.Backend() != nil && c.Backend().Response != nil
 }
 
 // edit turns the response of a server into the one that the caller gets.
@@ -281,7 +294,14 @@ func (c *call) request(ctx context.Context) *http.Request {
 
 // counted returns the request with a body that is counted, if there are observers and the length is not announced.
 func (c *call) counted(req *http.Request) *http.Request {
-	if !c.Observed() || req.Body == nil || req.Body == http.NoBody || req.ContentLength > 0 {
+	if !c.Observed() {
+		return req
+	}
+	return c.count(req)
+}
+
+func (c *call) count(req *http.Request) *http.Request {
+	if req.Body == nil || req.Body == http.NoBody || req.ContentLength > 0 {
 		return req
 	}
 	if req == c.req {
@@ -331,6 +351,10 @@ func (c *call) Prepare(backend *route.Backend, match int) error {
 	if !backend.Rewrites() {
 		return nil
 	}
+	return c.rewrite(backend, match)
+}
+
+func (c *call) rewrite(backend *route.Backend, match int) error {
 	if c.out == c.req {
 		c.out = c.copied()
 	}

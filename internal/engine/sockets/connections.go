@@ -171,9 +171,12 @@ func (c *Connections) enter() bool {
 
 // Leave counts an attempt out. The last one closes retired connections.
 func (c *Connections) Leave() {
-	if c.socket.key.security.Kind == Plaintext {
-		return
+	if c.socket.key.security.Kind != Plaintext {
+		c.leave()
 	}
+}
+
+func (c *Connections) leave() {
 	if c.attempts.Add(-1) == retired {
 		c.close()
 	}
