@@ -24,6 +24,7 @@ import (
 // headers that the peer may not assert.
 //
 // The peer is identified by its certificate, which is verified again for each request, whichever listener terminated TLS.
+// While the process has no valid identity, a peer that presents a certificate is answered with 403 if there are AuthorizationPolicies.
 // Serve over a listener of [Mesh.Listen] to have the port's PeerAuthentication enforced for connections too. Without
 // [WithIdentity] no peer has an identity.
 //
@@ -252,8 +253,8 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	if in.mode != tlsid.Disable && (in.PeerErr != nil || m.server.retires(r)) {
 		w.Header().Set("Connection", "close") // the peer may have a valid certificate on a new connection
 	}
-	if in.PeerErr == errUnknownConnection {
-		in.Decision = judge.Denied(errUnknownConnection.Error())
+	if why := in.unknown(); why != nil {
+		in.Decision = judge.Denied(why.Error())
 		in.Decision.Refuse(w, r)
 		return false
 	}
@@ -289,8 +290,12 @@ var errHTTP2 = errors.New("mesh: HTTP/2 on a connection of HTTP/1: set Unencrypt
 func (m *Mesh) peer(r *http.Request, in *inbound) (tlsid.Peer, error) {
 	state := r.TLS
 	if state == nil {
+		var elsewhere bool
 		var err error
-		if state, err = m.server.hiddenTLS(r); state == nil || err != nil {
+		if state, elsewhere, err = m.server.hiddenTLS(r); elsewhere && !m.server.told.Load() {
+			m.warnElsewhere(in)
+		}
+		if state == nil || err != nil {
 			return tlsid.Peer{}, err
 		}
 		in.secure, in.view.SNI = state, state.ServerName

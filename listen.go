@@ -319,26 +319,27 @@ func (s *server) recheck() {
 var errUnknownConnection = errors.New("mesh: the connection of the request cannot be identified: wrap the listener inside Listen, not its result")
 
 // hiddenTLS returns the state of a TLS connection that net/http takes for plaintext because a wrapper around the listener
-// hides it. It returns an error if r came to a port of ours and its connection cannot be identified.
-func (s *server) hiddenTLS(r *http.Request) (*tls.ConnectionState, error) {
+// hides it. It returns an error if r came to a port of ours and its connection cannot be identified. elsewhere reports whether r came over
+// no listener of ours.
+func (s *server) hiddenTLS(r *http.Request) (state *tls.ConnectionState, elsewhere bool, err error) {
 	list := s.watched()
 	for _, l := range list {
 		switch c := l.Conn(r).(type) {
 		case nil:
 		case *tls.Conn:
 			state := c.ConnectionState()
-			return &state, nil
+			return &state, false, nil
 		default:
-			return nil, nil
+			return nil, false, nil
 		}
 	}
 	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	for _, l := range list {
 		if local != nil && l.from(local) {
-			return nil, errUnknownConnection
+			return nil, false, errUnknownConnection
 		}
 	}
-	return nil, nil
+	return nil, true, nil
 }
 
 // errElsewhere and errUncertain are why requests are cut off that no listener of ours has refused.

@@ -231,6 +231,82 @@ func TestHandlerWithoutListenSaysWhyItCutsOff(t *testing.T) {
 	}
 }
 
+// While the process cannot verify certificates, whoever presents one is refused where policies could deny it. The server does TLS itself.
+func TestNobodyIsAnonymousForLackOfAnIdentity(t *testing.T) {
+	noLeaks(t)
+	for documents, before := range map[string]int{denyOrders: http.StatusForbidden, strings.Replace(strict, "STRICT", "PERMISSIVE", 1): http.StatusOK} {
+		w := newTown(t)
+		source, rotated := make(lateSource, 1), make(chan bool, 1)
+		m := newMesh(t, documents, mesh.WithLateIdentity(source), mesh.WithObserver(mesh.Observer{
+			Identity: func(*tlsid.Identity, error) { rotated <- true },
+		}))
+		srv := httptest.NewUnstartedServer(m.Handler(says("hello")))
+		srv.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+		srv.StartTLS()
+		t.Cleanup(srv.Close)
+		check := func(when, account string, want int) {
+			t.Helper()
+			config := &tls.Config{InsecureSkipVerify: true}
+			if account != "" {
+				config.Certificates = []tls.Certificate{*w.identity(t, account).Certificate()}
+			}
+			c := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+			if a, err := try(c, srv.URL); err != nil || a.status != want {
+				t.Errorf("%s, %q: %d, %v, want %d", when, account, a.status, err, want)
+			}
+		}
+		check("before the identity has come", "order-service", before)
+		check("before the identity has come", "web", before)
+		check("before the identity has come", "", http.StatusOK)
+		source <- w.identity(t, "payment-service")
+		<-rotated
+		check("then", "order-service", before)
+		check("then", "web", http.StatusOK)
+		check("then", "", http.StatusOK)
+	}
+}
+
+// A program that hides its own TLS from net/http is told, once, that nobody knows its peers.
+func TestHiddenTLSIsTold(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	for name, tt := range map[string]struct {
+		documents string
+		wrap      func(net.Listener) net.Listener
+		want      int
+	}{
+		"hidden":            {denyOrders, func(l net.Listener) net.Listener { return wrapped{l} }, 1},
+		"hidden, no policy": {strings.Replace(strict, "STRICT", "PERMISSIVE", 1), func(l net.Listener) net.Listener { return wrapped{l} }, 0},
+		"bare":              {denyOrders, func(l net.Listener) net.Listener { return l }, 0},
+	} {
+		var told atomic.Int32
+		m := w.member(t, "payment-service", tt.documents, mesh.WithObserver(mesh.Observer{PolicyLoad: func(l mesh.PolicyLoad) {
+			for _, f := range l.Findings {
+				if strings.Contains(f.Message, "another listener than those of Mesh.Listen") {
+					told.Add(1)
+				}
+			}
+		}}))
+		ln := rawtest.Listen(t)
+		srv := &http.Server{Handler: m.Handler(says("hello"))}
+		own := tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{*w.identity(t, "payment-service").Certificate()}, ClientAuth: tls.RequireAnyClientCert})
+		var serving sync.WaitGroup
+		serving.Go(func() { srv.Serve(tt.wrap(own)) })
+		t.Cleanup(func() { srv.Close(); serving.Wait() })
+		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+			InsecureSkipVerify: true, Certificates: []tls.Certificate{*w.identity(t, "web").Certificate()},
+		}}}
+		for range 3 {
+			if a, err := try(c, "https://"+ln.Addr().String()); err != nil || a.body != "hello" {
+				t.Errorf("%s: %q, %v", name, a.body, err)
+			}
+		}
+		if n := told.Load(); n != int32(tt.want) {
+			t.Errorf("%s: told %d times, want %d", name, n, tt.want)
+		}
+	}
+}
+
 // A process with an identity that serves every peer is warned, once.
 func TestOpenWorkloadIsTold(t *testing.T) {
 	noLeaks(t)

@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -164,6 +165,19 @@ func (in *inbound) release() {
 		in.limit.Cancel()
 	}
 	in.slot.Release()
+}
+
+// unknown returns why nobody can tell who the peer is, if that matters: no policy that denies the peer would match. The cause is this
+// process: a wrapper hides the connection, or there is no valid identity, and so are no bundles, to verify what the peer has presented.
+func (in *inbound) unknown() error {
+	if in.PeerErr == nil || in.PeerErr == errUnknownConnection {
+		return in.PeerErr
+	}
+	_, peers := errors.AsType[*tlsid.PeerError](in.PeerErr)
+	if peers || in.mode == tlsid.Strict || !in.rules.Authorizes() {
+		return nil
+	}
+	return in.PeerErr
 }
 
 // begin puts an admitted request into the register. It returns false if the request was answered because it is no longer

@@ -66,6 +66,7 @@ type server struct {
 
 	handled  atomic.Bool // Handler was called
 	warned   atomic.Bool // that the workload is open to all
+	told     atomic.Bool // that requests come over other listeners
 	requests sync.Pool   // of *inbound
 	running  running
 	loads    loadCounter
