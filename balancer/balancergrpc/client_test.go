@@ -18,6 +18,7 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
@@ -453,6 +454,31 @@ func TestOutlier(t *testing.T) {
 	}
 	if counts := f.counts(); failures != 3 || counts[1] != 3 {
 		t.Errorf("%d failures, calls %v; want 3 to the endpoint that fails, then none", failures, counts)
+	}
+}
+
+// TestMessagesThatCannotBeSentEjectNothing: gRPC gives them the status of a server that is broken.
+func TestMessagesThatCannotBeSentEjectNothing(t *testing.T) {
+	f := newFleet(t, 3)
+	client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Config: balancer.Config{Algorithm: balancer.RoundRobin},
+		Outlier: newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 1, MaxEjectedFraction: 1})})
+	f.warm(t, client)
+	for range 6 {
+		bad := &grpc_testing.SimpleRequest{ResponseStatus: &grpc_testing.EchoStatus{Message: "no UTF-8: \xff"}}
+		if _, err := client.UnaryCall(t.Context(), bad); status.Code(err) != codes.Internal {
+			t.Fatalf("%v, want Internal", err)
+		}
+	}
+	f.counts()
+	for range 3 {
+		if err := call(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, n := range f.counts() {
+		if n != 1 {
+			t.Errorf("endpoint %d got %d calls of 3, want 1: it is ejected, or another is", i, n)
+		}
 	}
 }
 

@@ -30,6 +30,7 @@ func TestResult(t *testing.T) {
 		{name: "server was canceled", code: codes.Canceled, trailer: trailer, sent: true, received: true, want: 499},
 		{name: "caller gave up", code: codes.Canceled, sent: true},
 		{name: "stream not made", code: codes.Unavailable},
+		{name: "message not sent", code: codes.Internal, sent: true},
 		{name: "connection lost", code: codes.Unavailable, sent: true, err: errReset},
 		{name: "out of time", code: codes.DeadlineExceeded, sent: true, err: context.DeadlineExceeded},
 	} {
@@ -38,6 +39,10 @@ func TestResult(t *testing.T) {
 		if code, err := resultOf(&info); code != test.want || err != test.err {
 			t.Errorf("%s: %d, %v; want %d, %v", test.name, code, err, test.want, test.err)
 		}
+	}
+	refused := status.Error(codes.Internal, "stream terminated by RST_STREAM with error code: INTERNAL_ERROR")
+	if code, err := resultOf(&grpcbalancer.DoneInfo{Err: refused, BytesSent: true}); code != 500 || err != nil {
+		t.Errorf("the server reset the stream: %d, %v; want 500", code, err)
 	}
 	//lint:ignore SA1019 gRPC puts it into words like this when it is asked for headers
 	closed := status.Error(codes.Unavailable, grpc.ErrClientConnClosing.Error())

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -355,5 +356,30 @@ func TestStreamEndedByAnInterceptor(t *testing.T) {
 				t.Errorf("the next probe: %v", err)
 			}
 		})
+	}
+}
+
+// TestMessagesThatCannotBeEncodedDoNotCount: gRPC gives them the status of a server that is broken.
+func TestMessagesThatCannotBeEncodedDoNotCount(t *testing.T) {
+	var code atomic.Uint32
+	var calls atomic.Int32
+	circuits := &breakergrpc.Client{Config: breaker.Config{ConsecutiveFailures: 2}}
+	client, stop := grpctest.Connect(t, switchable(&code, &calls), circuits.DialOptions()...)
+	defer stop()
+	bad := &grpctest.Request{ResponseStatus: &grpc_testing.EchoStatus{Message: "no UTF-8: \xff"}}
+	for range 3 {
+		if _, err := client.UnaryCall(t.Context(), bad); status.Code(err) != codes.Internal {
+			t.Fatalf("%v, want Internal", err)
+		}
+	}
+	if err := unary(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	code.Store(uint32(codes.Internal))
+	for range 3 {
+		_ = unary(t.Context(), client)
+	}
+	if n := calls.Load(); n != 3 {
+		t.Errorf("%d calls, want 3: one that went well, and two that opened the circuit", n)
 	}
 }

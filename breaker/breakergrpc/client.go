@@ -9,10 +9,12 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/grpcend"
@@ -39,7 +41,8 @@ type Client struct {
 	Key func(ctx context.Context, method string, cc *grpc.ClientConn) string
 
 	// IsFailure reports whether a call that ended with err failed. nil means the mapping in the package comment. It is not
-	// called for calls that do not count: the caller cancelled them, or a layer below refused them before anything was sent.
+	// called for calls that do not count: the caller cancelled them, a layer below refused them before anything was sent, or the message
+	// of a unary call cannot be encoded.
 	IsFailure func(err error) bool
 
 	// OnChange, if not nil, is called for every change of a circuit's state, as described at breaker.New.
@@ -70,8 +73,28 @@ func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *g
 	result := breaker.Failure // if the invoker panics or exits
 	defer func() { lease.Done(result) }()
 	err = invoker(ctx, method, req, reply, cc, opts...)
+	if unencodable(req, opts, err) {
+		result = breaker.Ignored
+		return err
+	}
 	result = c.outcome(ctx, err)
 	return err
+}
+
+// unencodable reports whether a unary call failed with err because its message cannot be encoded, which says nothing about the server. The
+// text of gRPC does not suffice: a server that cannot encode its reply sends the same.
+func unencodable(message any, opts []grpc.CallOption, err error) bool {
+	if err == nil || !strings.HasPrefix(status.Convert(err).Message(), "grpc: error while marshaling") {
+		return false
+	}
+	again := grpcreplay.Message{Value: message}
+	defer again.Free()
+	data, err := again.Encode(grpcreplay.EncodingOf(opts))
+	if err != nil {
+		return true
+	}
+	data.Free()
+	return false
 }
 
 // stream is a grpc.StreamClientInterceptor.
