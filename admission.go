@@ -155,6 +155,27 @@ func (in *inbound) Load() string {
 	return ""
 }
 
+// Answered implements admission.Call.
+func (in *inbound) Answered(grpcStatus int) { in.answered.Store(int32(grpcStatus) + 1) }
+
+// ended corrects how a gRPC call has ended. answered is the status with which it was answered before its handler returned, or -1.
+func (in *inbound) ended(answered int) {
+	switch {
+	case !in.Decision.Allowed: // the mesh has ended it
+		return
+	case answered >= 0: // which ends the context, too
+		in.Status, in.GRPCStatus = http.StatusOK, answered
+		return
+	case in.context.Err() == context.Canceled:
+		in.Status, in.GRPCStatus, in.Flags = 0, -1, in.Flags|FlagCallerGone // the caller did not get the status
+	case in.GRPCStatus < 0 && in.begun: // a panic
+		in.Flags |= FlagRemoteReset
+	}
+	if in.GRPCStatus < 0 && in.BytesSent > 0 {
+		in.Status = http.StatusOK // the answer had begun
+	}
+}
+
 // Done implements admission.Call.
 func (in *inbound) Done(status, grpcStatus int) {
 	if in.pending != nil { // it was never resumed
@@ -164,10 +185,8 @@ func (in *inbound) Done(status, grpcStatus int) {
 	in.release()
 	if in.mesh.server.observed {
 		in.Status, in.GRPCStatus = status, grpcStatus
-		if in.Decision.Allowed && in.context.Err() == context.Canceled {
-			in.Status, in.GRPCStatus, in.Flags = 0, -1, in.Flags|FlagCallerGone // the caller did not get the answer
-		}
 		in.BytesSent, in.BytesReceived = in.sent.Load(), in.received.Load()
+		in.ended(int(in.answered.Load()) - 1)
 		in.nameUser()
 		in.mesh.observers.inboundEnd(in.context, &in.Inbound)
 	}

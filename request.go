@@ -50,6 +50,7 @@ type passage struct {
 	origin         *origin       // of its connection; nil if nothing is kept with that
 	plain          bool          // as in admission.Facts
 	sent, received atomic.Int64  // sizes of messages
+	answered       atomic.Int32  // the status of gRPC, plus 1, if it was sent before the handler returned
 	pending        chan struct{} // not nil while the decision waits for the keys of a token; closed when that wait is over
 
 	// Held until the handler has returned.

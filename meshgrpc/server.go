@@ -314,7 +314,7 @@ func (s *server) unary(ctx context.Context, message any, info *grpc.UnaryServerI
 	if denied := in.withdrawn(); denied != nil {
 		reply, err = nil, denied
 	}
-	if observed && err == nil {
+	if observed && err == nil && ctx.Err() == nil { // otherwise it is not sent
 		in.moved(true, reply)
 	}
 	panicked = false

@@ -2,10 +2,12 @@ package meshgrpc
 
 import (
 	"context"
+	"io"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
@@ -64,15 +66,31 @@ func (s *serverStream) move(sent bool, m any) error {
 		size, _ = grpcwire.MessageSize(m)
 	}
 	err := s.pass(sent, m)
-	if err != nil || !s.hold() {
+	if err != nil && (sent || !answers(err)) || !s.hold() {
 		return err
 	}
 	defer s.release()
+	if err != nil {
+		s.in.call.Answered(int(status.Code(err)))
+		return err
+	}
 	if !sent {
 		size, _ = grpcwire.MessageSize(m)
 	}
 	s.in.call.Message(sent, size)
 	return nil
+}
+
+// answers reports whether gRPC has answered the call with err, since it could not receive a message: it was too large, say.
+func answers(err error) bool {
+	if err == io.EOF || err == errDenied {
+		return false
+	}
+	switch status.Code(err) {
+	case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable: // the call was over
+		return false
+	}
+	return true
 }
 
 func (s *serverStream) pass(sent bool, m any) error {

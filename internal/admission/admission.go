@@ -84,6 +84,10 @@ type Call interface {
 	// Message must be called between Enter and Done for each message that the handler received or sent, with its size.
 	Message(sent bool, size int)
 
+	// Answered must be called if the request was answered with a gRPC status before its handler has returned. It is not called concurrently
+	// with Done.
+	Answered(grpcStatus int)
+
 	// Header returns headers to add to the response of the handler. It may be empty.
 	Header() http.Header
 
