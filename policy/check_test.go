@@ -69,6 +69,16 @@ func TestCheck_DocumentsOfOthers(t *testing.T) {
 		{"networking/v1", "Certificate", policy.Error},
 		{"gateway.solo.io/v1", "VirtualService", policy.Error},
 		{"security.example.com/v1", "AuthorizationPolicy", policy.Error},
+		{"gateway.networking.k8s.io/v1", "ListenerSet", policy.Warning},
+		{"gateway.networking.k8s.io/v1", "HttpRoute", policy.Error},
+		{"gateway.networking.k8s.io/v1alpha2", "BackendLBPolicy", policy.Error},
+		{"gateway.networking.x-k8s.io/v1alpha1", "XMesh", policy.Warning},
+		{"gateway.networking.x-k8s.io/v1alpha1", "XBackendTrafficPolicy", policy.Error},
+		{"gateway.networking.x-k8s.io/v1alpha1", "XRoute", policy.Error},
+		{"kuma.io/v1alpha1", "MeshTrafficPermission", policy.Error},
+		{"appmesh.k8s.aws/v1beta2", "VirtualService", policy.Error},
+		{"policy.openservicemesh.io/v1alpha1", "Egress", policy.Error},
+		{"notkuma.io/v1alpha1", "MeshTrafficPermission", policy.Warning},
 	} {
 		source := policy.Source{Name: "a.yaml", Data: []byte("apiVersion: " + tt.api + "\nkind: " + tt.kind + "\nmetadata: {name: a}\nspec: {x: y}\n")}
 		plan, findings := policy.Compile([]policy.Source{source}, policy.Workload{})

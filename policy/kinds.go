@@ -11,6 +11,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
 // lookUp returns the state of a kind and, unless it is enforced, the reason.
@@ -20,6 +21,9 @@ func lookUp(apis map[string]catalog.API, group, version, kind string) (catalog.S
 	}
 	skipped := fmt.Sprintf("%s has no meaning in-process: it is skipped", one(kind))
 	a, known := apis[group]
+	if !known && otherMesh(group) {
+		return catalog.Unknown, fmt.Sprintf("%s of %s belongs to a mesh whose documents are not read: write those of %s, or remove it", one(kind), group, istio.Group)
+	}
 	if !known || a.Kinds[kind] == catalog.Unknown && kubernetes(group) {
 		// A document that should be enforced must not be skipped because of a mistake in its apiVersion. The names of Kubernetes' own
 		// kinds are excepted, since others use them too.
@@ -86,8 +90,20 @@ func kubernetes(group string) bool {
 	switch group {
 	case "", "apps", "autoscaling", "batch", "extensions", "policy":
 		return true
+	case catalog.GatewayGroup, catalog.TrialGatewayGroup: // whose kinds are about meshes, too
+		return false
 	}
 	return strings.HasSuffix(group, ".k8s.io")
+}
+
+// otherMesh reports whether a group belongs to a mesh whose documents are not read. They say what would not be in force.
+func otherMesh(group string) bool {
+	for _, mesh := range []string{"kuma.io", "appmesh.k8s.aws", "openservicemesh.io"} {
+		if group == mesh || strings.HasSuffix(group, "."+mesh) {
+			return true
+		}
+	}
+	return false
 }
 
 // foreign reports whether a group belongs to an extension of Kubernetes, whose name has a dot, that is not related to a mesh. Folders often

@@ -500,7 +500,8 @@ var groups = []group{
 	{smi.SpecsGroup, []string{"HTTPRouteGroup", "TCPRoute", "UDPRoute"}},
 	{"access.smi-spec.io", []string{"TrafficTarget"}},
 	{"gateway.networking.k8s.io", []string{"HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy",
-		"ReferenceGrant", "Gateway", "GatewayClass"}},
+		"BackendLBPolicy", "ReferenceGrant", "Gateway", "GatewayClass", "ListenerSet"}},
+	{"gateway.networking.x-k8s.io", []string{"XBackendTrafficPolicy", "XListenerSet", "XMesh"}},
 	{consul.Group, append(slices.Sorted(maps.Keys(consul.Objects)), slices.Sorted(maps.Keys(consul.OtherObjects))...)},
 	{"", []string{"Service", "ConfigMap", "Namespace"}},
 	{"apps", []string{"Deployment"}},
@@ -525,7 +526,8 @@ shows what ` + "`mesh check`" + ` says of some values.
 `
 
 const afterKinds = `
-Any other kind or version of these groups is an error, and so is any other group of Istio, Linkerd, SMI or Consul. Kinds of the groups of
+Any other kind or version of these groups is an error, and so is any other group of Istio, Linkerd, SMI or Consul, or of the meshes Kuma, App
+Mesh and Open Service Mesh. Kinds of the groups of
 Kubernetes itself (core, ` + "`apps`, `batch`, `autoscaling`, `policy`, `*.k8s.io`" + `) are skipped with a warning, and so are those of other groups, such
 as ` + "`cert-manager.io`" + `, unless they have the name of a kind that is enforced or refused above: that is a wrong ` + "`apiVersion`" + `, an error. A ` + "`List`" + `,
 or the list of one kind that an API server returns (` + "`VirtualServiceList`" + `), stands for its items.

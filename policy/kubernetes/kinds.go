@@ -19,7 +19,7 @@ func kinds() map[string][]kind {
 	for _, k := range all {
 		title := k.Name
 		switch k.Group {
-		case "networking.istio.io", "security.istio.io", "gateway.networking.k8s.io":
+		case "networking.istio.io", "security.istio.io", catalog.GatewayGroup:
 		default:
 			if slices.ContainsFunc(all, func(other catalog.Kind) bool { return other.Name == k.Name && other.Group != k.Group }) {
 				title += "." + k.Group
@@ -40,7 +40,7 @@ func (k *kind) concerns(own, root, called bool) bool {
 		return true
 	}
 	switch k.Group {
-	case "", "gateway.networking.k8s.io", "linkerd.io", "split.smi-spec.io", "specs.smi-spec.io", "consul.hashicorp.com":
+	case "", catalog.GatewayGroup, catalog.TrialGatewayGroup, "linkerd.io", "split.smi-spec.io", "specs.smi-spec.io", "consul.hashicorp.com":
 		return true
 	case "networking.istio.io":
 		return k.Name == "VirtualService" || k.Name == "DestinationRule" || k.Name == "ServiceEntry" || k.Name == "WorkloadEntry"

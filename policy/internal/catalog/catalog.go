@@ -31,9 +31,16 @@ type API struct {
 	Instead  map[string]string // what to do about the kinds that are refused
 }
 
+// The groups of the Gateway API. The second one has what is on trial.
+const (
+	GatewayGroup      = "gateway.networking.k8s.io"
+	TrialGatewayGroup = "gateway.networking.x-k8s.io"
+)
+
 // What to do about kinds that are refused.
 const (
 	routes      = "write a VirtualService of " + istio.Group
+	traffic     = "set trafficPolicy of a DestinationRule of " + istio.Group
 	permissions = "write an AuthorizationPolicy of " + istio.SecurityGroup
 	outside     = "write a ServiceEntry of " + istio.Group
 	noUDP       = "remove it: UDP is not carried"
@@ -50,8 +57,8 @@ func Groups() map[string]API {
 		}
 		return m
 	}
-	traffic := enforced("VirtualService", "DestinationRule", "ServiceEntry")
-	traffic["Gateway"] = Meaningless
+	networking := enforced("VirtualService", "DestinationRule", "ServiceEntry")
+	networking["Gateway"] = Meaningless
 	security := enforced("PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication")
 	consuls := make(map[string]State)
 	for object, kind := range consul.Objects {
@@ -60,7 +67,7 @@ func Groups() map[string]API {
 	alpha := []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"}
 	groups := map[string]API{
 		"": {Versions: []string{"v1"}, Kinds: enforced("Service")},
-		istio.Group: {[]string{"v1alpha3", "v1beta1", "v1"}, traffic, map[string]string{
+		istio.Group: {[]string{"v1alpha3", "v1beta1", "v1"}, networking, map[string]string{
 			"Sidecar":       "remove it: a process reads only what it calls; mesh.WithRegistryOnly is its outboundTrafficPolicy REGISTRY_ONLY",
 			"WorkloadEntry": "list it in the endpoints of a ServiceEntry", "WorkloadGroup": "list its members in the endpoints of a ServiceEntry",
 			"EnvoyFilter": extensions, "ProxyConfig": "remove it: there is no proxy to configure",
@@ -77,11 +84,12 @@ func Groups() map[string]API {
 		smi.SpecsGroup: {alpha, enforced("HTTPRouteGroup"), map[string]string{
 			"TCPRoute": permissions + ", with ports", "UDPRoute": noUDP}},
 		"access.smi-spec.io": {Instead: map[string]string{"TrafficTarget": permissions}},
-		"gateway.networking.k8s.io": {Kinds: map[string]State{"Gateway": Meaningless, "GatewayClass": Meaningless}, Instead: map[string]string{
-			"HTTPRoute": routes, "GRPCRoute": routes, "TLSRoute": noTCPRoutes, "TCPRoute": noTCPRoutes, "UDPRoute": noUDP,
+		GatewayGroup: {Kinds: map[string]State{"Gateway": Meaningless, "GatewayClass": Meaningless, "ListenerSet": Meaningless}, Instead: map[string]string{
+			"BackendLBPolicy": traffic, "HTTPRoute": routes, "GRPCRoute": routes, "TLSRoute": noTCPRoutes, "TCPRoute": noTCPRoutes, "UDPRoute": noUDP,
 			"BackendTLSPolicy": "set trafficPolicy.tls of a DestinationRule of " + istio.Group, "ReferenceGrant": "remove it: it is about routes that are not enforced",
 		}},
-		consul.Group: {[]string{"v1alpha1"}, consuls, maps.Clone(consul.OtherObjects)},
+		TrialGatewayGroup: {Kinds: map[string]State{"XListenerSet": Meaningless, "XMesh": Meaningless}, Instead: map[string]string{"XBackendTrafficPolicy": traffic}},
+		consul.Group:      {[]string{"v1alpha1"}, consuls, maps.Clone(consul.OtherObjects)},
 	}
 	for name, group := range groups {
 		if group.Kinds == nil {
