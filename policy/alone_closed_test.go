@@ -337,6 +337,34 @@ func TestAlone_PeerAuthenticationIsForNoGateway(t *testing.T) {
 	f.denies("PeerAuthentication shop/x")
 }
 
+// TestAlone_AnnotationsOfLinkerd: a restriction that is not enforced denies the workloads it is about.
+func TestAlone_AnnotationsOfLinkerd(t *testing.T) {
+	const (
+		deny  = "annotations: {config.linkerd.io/default-inbound-policy: deny}"
+		ports = "annotations: {config.linkerd.io/proxy-require-identity-inbound-ports: '80'}"
+	)
+	for _, test := range []struct {
+		document string
+		denies   bool
+	}{
+		{"{apiVersion: v1, kind: Namespace, metadata: {name: shop, " + deny + "}}", true},
+		{"{apiVersion: v1, kind: Namespace, metadata: {name: depot, " + deny + "}}", false},
+		{"{apiVersion: v1, kind: Pod, metadata: {name: x, namespace: shop, labels: {app: web}, " + ports + "}}", true},
+		{"{apiVersion: v1, kind: Pod, metadata: {name: x, namespace: depot, " + ports + "}}", false},
+		{"{apiVersion: apps/v1, kind: Deployment, metadata: {name: x, namespace: shop}, spec: {template: {metadata: {labels: {app: web, v: '1'}, " + deny + "}}}}", true},
+		{"{apiVersion: apps/v1, kind: Deployment, metadata: {name: x, namespace: shop}, spec: {template: {metadata: {" + deny + "}}}}", true},
+		{"{apiVersion: apps/v1, kind: Deployment, metadata: {name: x, namespace: shop}, spec: {template: {metadata: {labels: {app: db}, " + deny + "}}}}", false},
+		{"{apiVersion: batch/v1, kind: CronJob, metadata: {name: x, namespace: shop}, spec: {jobTemplate: {spec: {template: {metadata: {" + deny + "}}}}}}", true},
+		{"{apiVersion: argoproj.io/v1alpha1, kind: Rollout, metadata: {name: x, namespace: shop}, spec: {template: {metadata: {" + ports + "}}}}", true},
+		{"{apiVersion: apps/v1, kind: Deployment, metadata: {name: x, namespace: shop}, spec: {template: {metadata: {annotations: {linkerd.io/inject: enabled}}}}}", false},
+	} {
+		f := ofFile(t, test.document)
+		if d := f.asked("/"); d.Allowed == test.denies {
+			t.Errorf("%s: allowed %t, want %t\n%v", test.document, d.Allowed, !test.denies, f.findings)
+		}
+	}
+}
+
 // TestAlone_NamespaceThatIsNone: what is no name of a namespace may be meant to be that of this process.
 func TestAlone_NamespaceThatIsNone(t *testing.T) {
 	for _, namespace := range []string{"Shop", "'shop '", "shop.", "''"} {

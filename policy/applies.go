@@ -49,18 +49,59 @@ func nulls(d *yamldoc.Document, group, kind string) iter.Seq[string] {
 	}
 }
 
-// guarded reports an annotation of Linkerd that has a document of Kubernetes restrict who may call workloads, although it has no meaning here
-// otherwise.
-func guarded(d *yamldoc.Document) {
-	const inbound = "config.linkerd.io/default-inbound-policy"
-	for _, at := range []string{"metadata", "spec.template.metadata", "spec.jobTemplate.spec.template.metadata"} {
-		at = yamldoc.Key(at+".annotations", inbound)
-		switch value := d.Text(at); value {
-		case "", "all-unauthenticated", "audit":
-		default:
-			d.Errorf(at, "%s is not enforced yet: write an AuthorizationPolicy of security.istio.io, and remove the annotation from the documents", value)
+// podsOf are the metadata of pods in documents of Kubernetes, and those of Namespaces.
+var podsOf = []string{"metadata", "spec.template.metadata", "spec.jobTemplate.spec.template.metadata"}
+
+// restrictions yields the annotations of Linkerd by which a document of Kubernetes restricts who may call workloads.
+func restrictions(d *yamldoc.Document) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, metadata := range podsOf {
+			inbound := yamldoc.Key(metadata+".annotations", "config.linkerd.io/default-inbound-policy")
+			switch d.Text(inbound) {
+			case "", "all-unauthenticated", "audit":
+			default:
+				if !yield(inbound) {
+					return
+				}
+			}
+			if ports := yamldoc.Key(metadata+".annotations", "config.linkerd.io/proxy-require-identity-inbound-ports"); d.Text(ports) != "" && !yield(ports) {
+				return
+			}
 		}
 	}
+}
+
+// guarded reports restrictions in a document that has no meaning here otherwise.
+func guarded(d *yamldoc.Document) {
+	for at := range restrictions(d) {
+		d.Errorf(at, "%s is not enforced yet: write an AuthorizationPolicy of security.istio.io, and remove the annotation from the documents", d.Text(at))
+	}
+}
+
+// restricts reports whether a document of Kubernetes has a restriction that may be about the workload: it is about its Namespace, or about pods
+// whose labels are not known to be others.
+func (c *compiler) restricts(p *piece) bool {
+	restricted := false
+	for range restrictions(p.Document) {
+		restricted = true
+	}
+	w := &c.plan.workload
+	switch {
+	case !restricted || p.protects():
+		return false
+	case p.kind == "Namespace" && p.group == "":
+		return p.name == w.Namespace
+	case c.elsewhere(p):
+		return false
+	}
+	for _, metadata := range podsOf[1:] {
+		for key, value := range w.Labels {
+			if at := yamldoc.Key(metadata+".labels", key); p.IsText(at) && p.Text(at) != value {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // tuned warns of the annotations by which Linkerd sets how a Service is called.

@@ -174,6 +174,8 @@ func TestCheck_AnnotationsOfLinkerd(t *testing.T) {
 		{namespace, inbound, "audit", ""},
 		{namespace, "linkerd.io/inject", "enabled", ""},
 		{deployment, inbound, "all-authenticated", `spec.template.metadata.annotations["` + inbound + `"]: error: all-authenticated is not enforced yet`},
+		{deployment, "config.linkerd.io/proxy-require-identity-inbound-ports", "'8080'", `inbound-ports"]: error: 8080 is not enforced yet`},
+		{namespace, "config.linkerd.io/proxy-require-identity-inbound-ports", "8080", `inbound-ports"]: error: 8080 is not enforced yet`},
 		{service, "retry.linkerd.io/http", "5xx", `metadata.annotations["retry.linkerd.io/http"]: warning: is not enforced`},
 		{service, "timeout.linkerd.io/request", "1s", "warning: is not enforced"},
 		{service, "balancer.linkerd.io/failure-accrual", "consecutive", "warning: is not enforced"},

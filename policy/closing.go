@@ -56,6 +56,8 @@ func (c *compiler) closing(p *piece) closure {
 func (c *compiler) denies(p *piece) bool {
 	w := &c.plan.workload
 	switch {
+	case c.restricts(p):
+		return true
 	case c.elsewhere(p):
 		return false
 	case p.kind == "" || p.list() || !p.protects() && !c.misplaced(p):
