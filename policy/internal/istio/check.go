@@ -326,10 +326,21 @@ func (c check) created() {
 // dryRun is the annotation of an AuthorizationPolicy that is evaluated but not enforced.
 const dryRun = "istio.io/dry-run"
 
+// revision is the label of a document that only istiod of one revision reads.
+const revision = "istio.io/rev"
+
 func (c check) metadata(m *yamldoc.Metadata) {
-	m.Check(c.Document)
+	c.identity(m)
 	if _, set := m.Annotations[dryRun]; set {
 		c.Errorf(yamldoc.Key("metadata.annotations", dryRun), "goes with an AuthorizationPolicy only: remove it")
+	}
+}
+
+// identity checks the metadata of documents of all kinds.
+func (c check) identity(m *yamldoc.Metadata) {
+	m.Check(c.Document)
+	if of, set := m.Labels[revision]; set {
+		c.Warnf(yamldoc.Key("metadata.labels", revision), "has no effect: the document counts, whether or not %q is the revision that is in use", of)
 	}
 }
 

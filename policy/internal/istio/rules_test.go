@@ -777,6 +777,8 @@ func TestRules_Metadata(t *testing.T) {
 		{"name", "DestinationRule", "{name: A}", "metadata.name: "},
 		{"name with dots", "DestinationRule", "{name: a.b}", ""},
 		{"namespace", "DestinationRule", "{name: a, namespace: a.b}", "metadata.namespace: "},
+		{"revision", "DestinationRule", "{name: a, labels: {istio.io/rev: canary}}", `metadata.labels["istio.io/rev"]: warning: has no effect`},
+		{"revision of a policy", "AuthorizationPolicy", "{name: a, labels: {istio.io/rev: canary}}", `metadata.labels["istio.io/rev"]: warning: has no effect`},
 		{"dry run elsewhere", "DestinationRule", "{name: a, annotations: {istio.io/dry-run: 'true'}}", `metadata.annotations["istio.io/dry-run"]: goes with`},
 		{"dry run", "AuthorizationPolicy", "{name: a, annotations: {istio.io/dry-run: 'true'}}", ""},
 		{"dry run value", "AuthorizationPolicy", "{name: a, annotations: {istio.io/dry-run: 'maybe'}}", `metadata.annotations["istio.io/dry-run"]: "maybe" is`},

@@ -39,7 +39,7 @@ func (pa *PeerAuthentication) Check(doc *yamldoc.Document) {
 // Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 	c := check{Document: doc}
-	ap.Metadata.Check(doc)
+	c.identity(&ap.Metadata)
 	spec := &ap.Spec
 	if value, set := ap.Metadata.Annotations[dryRun]; set {
 		at := yamldoc.Key("metadata.annotations", dryRun)
