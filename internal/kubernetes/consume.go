@@ -160,6 +160,6 @@ func (c *consumer[T]) followed(b batch) error {
 	if !b.some {
 		return nil
 	}
-	c.silent = 0
+	c.silent, c.heard = 0, time.Now()
 	return c.publish()
 }

@@ -33,6 +33,7 @@ const (
 	lived             = 30 * time.Second          // a watch that was open this long may end without counting as a failure
 	calm              = 2 * time.Minute           // after this time without a failure the next one counts as the first
 	mostSilent        = 2                         // how many passing failures are not yielded
+	unheard           = shortest * time.Second    // without an event or a bookmark, which comes every minute, before everything is read again
 	spread            = 2 * time.Second           // the period over which processes reconnect that were all disconnected at once
 )
 
@@ -113,6 +114,7 @@ type run[T any] struct {
 
 	told    string    // the text of the last error that was yielded; "" after an answer
 	silent  int       // failures since the last answer that were not yielded
+	heard   time.Time // when the server last sent an event, a bookmark or a list
 	expired time.Time // when the server last no longer knew the version of the state
 	backoff backoff
 }
@@ -280,7 +282,7 @@ func (r *run[T]) replace(fresh collection[T], at version) error {
 		}
 	}
 	clear(fresh.gone)
-	r.collection, r.at, r.silent = fresh, at, 0
+	r.collection, r.at, r.silent, r.heard = fresh, at, 0, time.Now()
 	return r.publish()
 }
 
@@ -348,6 +350,10 @@ func (r *run[T]) follow() error {
 	}()
 	opened := time.Now()
 	err = r.consume(s, initial)
+	if !initial && (err == io.EOF || errors.Is(err, errCut)) && ctx.Err() == nil && time.Since(r.heard) >= unheard {
+		// The version may be one of the future, since the server was restored from a backup: then it says nothing about what is older.
+		r.at = version{}
+	}
 	switch {
 	case err == io.EOF && time.Since(opened) >= limit-5*time.Second:
 		return nil // a regular end

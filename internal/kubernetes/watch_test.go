@@ -411,7 +411,44 @@ func TestAServerWithoutItsStore(t *testing.T) {
 	})
 }
 
-// TestServersThatDoNotMarkTheEnd finds out about it once, for all watches of a client.
+// TestAServerThatWasRestored has an older state than it had before, and says nothing about the versions up to the one that it has lost.
+func TestAServerThatWasRestored(t *testing.T) {
+	ended := func(w http.ResponseWriter, r *http.Request) { // as the server ends a watch
+		send()(w, r)
+		seconds, _ := strconv.Atoi(r.URL.Query().Get("timeoutSeconds"))
+		time.Sleep(time.Duration(seconds) * time.Second) // in a bubble
+	}
+	cut := func(w http.ResponseWriter, r *http.Request) { // as a proxy ends one that says nothing
+		send()(w, r)
+		time.Sleep(50 * time.Second)
+	}
+	for _, test := range []struct {
+		name   string
+		answer answer
+		times  int
+	}{{"watches end", ended, 1}, {"watches are cut", cut, 7}} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := kubetest.New(things)
+				s.Apply(thing("x", "1"))
+				answers := []answer{send(added("x", "u1", 9000, "new"), added("y", "u2", 9001, "new"), marker(9001))}
+				for range test.times {
+					answers = append(answers, test.answer)
+				}
+				p := play(s, answers...)
+				w := watch(t, s.Memory(t))
+				w.want("x=new y=new [x y]")
+				time.Sleep(15 * time.Minute)
+				synctest.Wait()
+				w.want("x=1 [x y]")
+				if got := kinds(p.requests()); !strings.HasPrefix(got, "initial, from 9001") || !strings.Contains(got[1:], "initial") {
+					t.Errorf("asked for %s", got)
+				}
+			})
+		})
+	}
+}
+
 // TestAServerWithoutBookmarks has objects come and go for long: not all of them are remembered.
 func TestAServerWithoutBookmarks(t *testing.T) {
 	remembered, back := kubernetes.Churn(100_000)
@@ -423,6 +460,7 @@ func TestAServerWithoutBookmarks(t *testing.T) {
 	}
 }
 
+// TestServersThatDoNotMarkTheEnd finds out about it once, for all watches of a client.
 func TestServersThatDoNotMarkTheEnd(t *testing.T) {
 	for _, does := range []string{"refuses", "ignores"} {
 		t.Run(does, func(t *testing.T) {
