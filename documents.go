@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/empties"
 	"github.com/nosidecar/mesh/internal/namespaces"
 	"github.com/nosidecar/mesh/internal/pause"
 	"github.com/nosidecar/mesh/internal/yamldoc"
@@ -64,10 +65,8 @@ func holdsNothing(sources []policy.Source) bool {
 	return true
 }
 
-const emptyRemedy = "or say WithEmptyPolicy if that is meant"
-
 func errEmpty(origin string) error {
-	return fmt.Errorf("mesh: there is no document in %s: correct the path, put documents there (in files named .yaml, .yml or .json), %s", origin, emptyRemedy)
+	return fmt.Errorf("mesh: there is no document in %s: correct the path, put documents there (in files named .yaml, .yml or .json), %s", origin, empties.Remedy)
 }
 
 // checkInForce returns an error if a set has sources, but plan puts none of their documents into force.
@@ -88,7 +87,7 @@ func checkInForce(sets []set, plan *policy.Plan, findings policy.Findings) error
 			}
 		}
 		return fmt.Errorf("mesh: there is no document in %s that is about this process, all are skipped (%s): correct the path, the documents or WithWorkload, %s",
-			s.origin, why, emptyRemedy)
+			s.origin, why, empties.Remedy)
 	}
 	return nil
 }
@@ -226,8 +225,11 @@ func (m *Mesh) Apply(sources ...policy.Source) error {
 	}, -1)
 }
 
-// namespaces returns a context that tells a feed which namespaces the documents are compiled for.
-func (m *Mesh) namespaces(ctx context.Context) context.Context {
+// forFeeds returns a context that tells a feed which namespaces the documents are compiled for, and whether sources without documents are refused.
+func (m *Mesh) forFeeds(ctx context.Context) context.Context {
+	if !m.documents.mayBeEmpty {
+		ctx = empties.Refuse(ctx)
+	}
 	w := &m.workload
 	return namespaces.With(ctx, namespaces.Pair{Own: cmp.Or(w.Namespace, namespaces.DefaultOwn), Root: cmp.Or(w.RootNamespace, namespaces.DefaultRoot)})
 }
@@ -237,7 +239,7 @@ func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 	f := fed{Mesh: m, i: i, name: feedName(feed), first: first, sets: pause.Pace{Burst: 100, Each: 100 * time.Millisecond}, errs: pause.Errors()}
 	ends := pause.Pace{Burst: 1, Each: 10 * time.Second}
 	for {
-		for sources, err := range feed.Watch(m.namespaces(m.closing)) {
+		for sources, err := range feed.Watch(m.forFeeds(m.closing)) {
 			if m.closing.Err() != nil {
 				return
 			}
@@ -330,7 +332,7 @@ func (d *documents) unemptied(feed int, sources []policy.Source) ([]policy.Sourc
 		if !blank(*s) || before < 0 || holdsNothing(d.valid[feed].sources[before:before+1]) {
 			continue
 		}
-		err = fmt.Errorf("mesh: %s is empty, but had documents: remove it, leave a comment in it, %s", s.Name, emptyRemedy)
+		err = fmt.Errorf("mesh: %s is empty, but had documents: remove it, leave a comment in it, %s", s.Name, empties.Remedy)
 		if !s.Alone {
 			return nil, err
 		}

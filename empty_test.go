@@ -13,6 +13,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/file"
 )
 
 const denyAll = `
@@ -148,6 +149,43 @@ func TestNoDocuments_Meant(t *testing.T) {
 	}
 	if got := inboundStatus(t, m); got != http.StatusOK {
 		t.Errorf("a request is answered %d, want 200", got)
+	}
+}
+
+// TestNoDocuments_OnePathOfSeveral: the documents of one folder of a feed do not hide that another one has lost its own.
+func TestNoDocuments_OnePathOfSeveral(t *testing.T) {
+	put := func(folder, text string) string {
+		path := filepath.Join(folder, "test.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for _, alone := range []bool{false, true} {
+		routes, policies := t.TempDir(), t.TempDir()
+		put(routes, yamlOf("shop"))
+		denial := put(policies, denyAll)
+		watcher := func() *file.Watcher {
+			return &file.Watcher{Paths: []string{routes, policies}, Alone: alone, Debounce: 10 * time.Millisecond}
+		}
+		loads := make(chan error, 4)
+		m := newMesh(t, "", mesh.WithPolicyFeed(watcher()), mesh.WithObserver(mesh.Observer{PolicyLoad: func(p mesh.PolicyLoad) { loads <- p.Err }}))
+		if err := next(t, loads); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(denial); err != nil {
+			t.Fatal(err)
+		}
+		if err := next(t, loads); err == nil || !strings.Contains(err.Error(), "no document in "+policies) || !strings.Contains(err.Error(), "WithEmptyPolicy") {
+			t.Errorf("the load: %v, want that there is no document in %s", err, policies)
+		}
+		if got := inboundStatus(t, m); got != http.StatusForbidden {
+			t.Errorf("a request is answered %d, want 403: the documents that were in force", got)
+		}
+		if _, err := mesh.New(t.Context(), mesh.WithPolicyFeed(watcher())); err == nil || !strings.Contains(err.Error(), "no document in "+policies) {
+			t.Errorf("New: %v, want that there is no document in %s", err, policies)
+		}
+		newMesh(t, "", mesh.WithEmptyPolicy(), mesh.WithPolicyFeed(watcher()))
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
+	"github.com/nosidecar/mesh/internal/empties"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/internal/folder"
 )
@@ -41,7 +42,9 @@ type Watcher struct {
 	Paths []string
 
 	// Debounce is how long the files must be unchanged before they are read again, so that half-written files are not read. If they
-	// keep changing, they are read after ten times as long. 0 means 100 ms.
+	// keep changing, they are read after ten times as long. A file that has become shorter, or has no line break at its end although it
+	// is new or had one, may lack documents that have not been written yet: then they must be unchanged for ten times as long. 0 means
+	// 100 ms.
 	Debounce time.Duration
 
 	// Poll is the interval at which the watcher looks for changes that the kernel did not report. 0 means 30 s.
@@ -82,6 +85,9 @@ func (w *Watcher) String() string { return strings.Join(w.Paths, ", ") }
 // a row. If the kernel's notifications are not available, it yields that error once, after the documents, and finds changes by
 // polling. Only invalid fields of the Watcher end the sequence, with an error.
 //
+// A mesh refuses a source without documents, unless it has mesh.WithEmptyPolicy: for it, each of several paths without any is an error, too. If
+// documents stand alone, those that the path had are yielded before the error.
+//
 // When the loop over Watch ends, everything that it started has ended too.
 func (w *Watcher) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	return func(yield func([]policy.Source, error) bool) {
@@ -90,22 +96,30 @@ func (w *Watcher) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 			yield(nil, err)
 			return
 		}
+		s.full = len(w.Paths) > 1 && empties.Refused(ctx)
 		defer s.notifier.close()
 
 		last, deaf := "", false
+		var before extents
 		for why, ok := notified, ctx.Err() == nil; ok; why, ok = s.wait(ctx) {
 			now := s.look()
 			if why == polled && now.mark != last {
 				// The kernel did not report this change, so it will not report when the writing stops either.
 				now = s.calm(ctx, now)
 			}
+			if last != "" && now.sources != nil && before.halfWritten(now.sources) {
+				now = s.whole(ctx, now)
+			}
+			if now.sources != nil {
+				before = extentsOf(now.sources)
+			}
 			if now.mark != last {
 				last = now.mark
-				for i := range now.sources {
-					now.sources[i].Alone = w.Alone
-				}
-				if !yield(now.sources, now.err) {
+				if now.sources != nil && !now.known && !yield(now.sources, nil) || now.err != nil && !yield(nil, now.err) {
 					return
+				}
+				if now.sources != nil {
+					s.parts = now.parts
 				}
 			}
 			if s.notifier.err != nil && !deaf && !yield(nil, s.deafness()) {
@@ -121,6 +135,8 @@ type session struct {
 	folder.Reader
 	notifier
 	debounce, poll time.Duration
+	alone, full    bool              // each document stands alone; each path must have documents
+	parts          [][]policy.Source // what was yielded last, by path
 }
 
 func (w *Watcher) begin() (*session, error) {
@@ -141,8 +157,8 @@ func (w *Watcher) begin() (*session, error) {
 	s := &session{
 		Reader:   *reader,
 		notifier: notifier{open: w.notify, reader: *reader},
-		debounce: orDefault(w.Debounce, defaultDebounce),
-		poll:     orDefault(w.Poll, defaultPoll),
+		debounce: orDefault(w.Debounce, defaultDebounce), alone: w.Alone,
+		poll: orDefault(w.Poll, defaultPoll),
 	}
 	if s.open == nil {
 		s.open = fsnotify.NewWatcher
@@ -190,51 +206,6 @@ func (s *session) wait(ctx context.Context) (reason, bool) {
 	}
 }
 
-// settle returns when no change was reported for a debounce period, or when patience has run out. It reports false if ctx has ended.
-func (s *session) settle(ctx context.Context) bool {
-	limit := time.NewTimer(patience * s.debounce)
-	defer limit.Stop()
-	quiet := time.NewTimer(s.debounce)
-	defer quiet.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-limit.C:
-			return true
-		case <-quiet.C:
-			return true
-		case event, open := <-s.events:
-			if s.changed(event, open) {
-				quiet.Reset(s.debounce)
-			}
-		case err, open := <-s.errors:
-			s.failed(err, open)
-		}
-	}
-}
-
-// calm looks again once per debounce period until two looks find the same, until patience has run out, or until ctx ends.
-func (s *session) calm(ctx context.Context, now state) state {
-	limit := time.NewTimer(patience * s.debounce)
-	defer limit.Stop()
-	again := time.NewTicker(s.debounce)
-	defer again.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return now
-		case <-limit.C:
-			return now
-		case <-again.C:
-			before := now.mark
-			if now = s.look(); now.mark == before {
-				return now
-			}
-		}
-	}
-}
-
 // look reads the current documents. The notifier reports later changes.
 func (s *session) look() state {
 	for try := 1; ; try++ {
@@ -249,7 +220,7 @@ func (s *session) look() state {
 				case moved != nil:
 					err = moved
 				case after.Same(before):
-					return good(files)
+					return s.filled(s.good(files), after.Ends)
 				case try == folder.Attempts:
 					return bad(fmt.Errorf("%s: %w", s.Roots[0].Name, folder.ErrMoving))
 				default:
@@ -266,25 +237,34 @@ func (s *session) look() state {
 
 // state is the result of one look: the documents, or an error.
 type state struct {
-	sources []policy.Source
+	sources []policy.Source   // nil if they could not be read
+	parts   [][]policy.Source // the same by path, if each must have documents
+	known   bool              // the sources are those that were yielded last; there is an error too
 	err     error
 	mark    string // equal for equal results; never empty
 }
 
-func good(files []folder.File) state {
+func (s *session) good(files []folder.File) state {
+	sources := make([]policy.Source, len(files))
+	for i, file := range files {
+		sources[i] = policy.Source{Name: file.Name, Data: file.Data, Alone: s.alone}
+	}
+	return state{sources: sources, mark: markOf(sources)}
+}
+
+// markOf returns a text that is equal for equal sources, and never empty.
+func markOf(sources []policy.Source) string {
 	hash := sha256.New()
 	var size []byte
-	sources := make([]policy.Source, 0, len(files))
-	for _, source := range files {
+	for _, source := range sources {
 		// With the lengths, different lists of files cannot lead to the same hash input.
 		size = binary.BigEndian.AppendUint64(size[:0], uint64(len(source.Name)))
 		size = binary.BigEndian.AppendUint64(size, uint64(len(source.Data)))
 		hash.Write(size)
 		io.WriteString(hash, source.Name)
 		hash.Write(source.Data)
-		sources = append(sources, policy.Source{Name: source.Name, Data: source.Data})
 	}
-	return state{sources: sources, mark: string(hash.Sum(nil))}
+	return string(hash.Sum(nil))
 }
 
 func bad(err error) state {

@@ -39,7 +39,13 @@ type watch struct {
 
 func start(t *testing.T, dir string, w *file.Watcher) *watch {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
+	return startIn(t, t.Context(), dir, w)
+}
+
+// startIn is start for the context of a mesh.
+func startIn(t *testing.T, ctx context.Context, dir string, w *file.Watcher) *watch {
+	t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
 	sets := make(chan set)
 	ended := make(chan struct{})
 	go func() {

@@ -20,6 +20,9 @@ type Layout struct {
 	documents []Place
 	folders   []folder
 
+	// Ends has, for each root, how many documents there are up to its end. It is complete if Locate returns no error.
+	Ends []int
+
 	// Interests has what matters of each folder, by its resolved path.
 	Interests map[string]*Interest
 
@@ -50,7 +53,10 @@ func (l *Layout) Same(other *Layout) bool {
 // Locate finds the documents. If it returns an error, the Layout has what was found, so that its Interests show when to try again.
 func (r *Reader) Locate() (*Layout, error) {
 	l := &Layout{Interests: make(map[string]*Interest), left: r.MaxFiles, reader: r}
-	for _, root := range r.Roots {
+	for i, root := range r.Roots {
+		if i > 0 {
+			l.Ends = append(l.Ends, len(l.documents))
+		}
 		if info, err := os.Stat(root.Path); r.Once && err == nil && !info.IsDir() && !info.Mode().IsRegular() {
 			l.documents = append(l.documents, root) // not resolved: a link such as /dev/fd/3 leads to a pipe, which has no path
 			continue
@@ -73,6 +79,7 @@ func (r *Reader) Locate() (*Layout, error) {
 			return l, fmt.Errorf("%s: neither a folder nor a regular file; name one that is", root.Name)
 		}
 	}
+	l.Ends = append(l.Ends, len(l.documents))
 	return l, nil
 }
 
