@@ -337,6 +337,27 @@ func TestAlone_PeerAuthenticationIsForNoGateway(t *testing.T) {
 	f.denies("PeerAuthentication shop/x")
 }
 
+// TestAlone_LineBetweenDocumentsThatIsMissing: what the second document would have protected is closed, whatever the first one is.
+func TestAlone_LineBetweenDocumentsThatIsMissing(t *testing.T) {
+	const access = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, namespace: shop}\nspec: {}\n"
+	const rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x, namespace: shop}\n" +
+		"spec: {host: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}\n"
+	for _, first := range []string{
+		"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x, namespace: depot}\n",
+		"apiVersion: v1\nkind: Service\nmetadata: {name: x, namespace: depot}\nspec: {ports: [{port: 80}]}\n",
+		"apiVersion: v1\nkind: List\nitems: []\n",
+	} {
+		if f := ofFile(t, first+access); f.asked("/").Allowed {
+			t.Errorf("it denies nothing:\n%s%v", first, f.findings)
+		}
+		f := ofFile(t, first+rule)
+		f.allows("/")
+		if f.closed("a") == "" {
+			t.Errorf("it closes nothing:\n%s%v", first, f.findings)
+		}
+	}
+}
+
 // TestAlone_AnnotationsOfLinkerd: a restriction that is not enforced denies the workloads it is about.
 func TestAlone_AnnotationsOfLinkerd(t *testing.T) {
 	const (

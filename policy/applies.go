@@ -49,23 +49,27 @@ func nulls(d *yamldoc.Document, group, kind string) iter.Seq[string] {
 	}
 }
 
-// podsOf are the metadata of pods in documents of Kubernetes, and those of Namespaces.
-var podsOf = []string{"metadata", "spec.template.metadata", "spec.jobTemplate.spec.template.metadata"}
+// Annotations of Linkerd.
+const (
+	inboundPolicy = "config.linkerd.io/default-inbound-policy"
+	identityPorts = "config.linkerd.io/proxy-require-identity-inbound-ports"
+)
 
-// restrictions yields the annotations of Linkerd by which a document of Kubernetes restricts who may call workloads.
+// podsOf are the metadata of pods in documents of Kubernetes that make them.
+var podsOf = []string{"spec.template.metadata", "spec.jobTemplate.spec.template.metadata"}
+
+// restrictions yields the annotations of Linkerd, anywhere in a document, that restrict who may call workloads.
 func restrictions(d *yamldoc.Document) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		for _, metadata := range podsOf {
-			inbound := yamldoc.Key(metadata+".annotations", "config.linkerd.io/default-inbound-policy")
-			switch d.Text(inbound) {
-			case "", "all-unauthenticated", "audit":
-			default:
-				if !yield(inbound) {
+		seen := make(map[string]bool)
+		for _, key := range []string{inboundPolicy, identityPorts} {
+			for at := range d.Paths("", key) {
+				value := d.Text(at)
+				restricts := value != "" && (key != inboundPolicy || value != "all-unauthenticated" && value != "audit")
+				if restricts = restricts || seen[at]; restricts && !yield(at) { // of two of one name, the second may be meant
 					return
 				}
-			}
-			if ports := yamldoc.Key(metadata+".annotations", "config.linkerd.io/proxy-require-identity-inbound-ports"); d.Text(ports) != "" && !yield(ports) {
-				return
+				seen[at] = true
 			}
 		}
 	}
@@ -94,7 +98,7 @@ func (c *compiler) restricts(p *piece) bool {
 	case c.elsewhere(p):
 		return false
 	}
-	for _, metadata := range podsOf[1:] {
+	for _, metadata := range podsOf {
 		for key, value := range w.Labels {
 			if at := yamldoc.Key(metadata+".labels", key); p.IsText(at) && p.Text(at) != value {
 				return false

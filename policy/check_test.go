@@ -88,6 +88,38 @@ func TestCheck_DocumentsOfOthers(t *testing.T) {
 	}
 }
 
+// TestCheck_HiddenDocuments: a document in another one, or behind a line --- that is missing, is not lost in silence.
+func TestCheck_HiddenDocuments(t *testing.T) {
+	const (
+		good   = "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 80}]}}\n---\n"
+		access = `{"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "a", "namespace": "default"}}`
+		below  = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: default}\nspec: {}\n"
+	)
+	for _, tt := range []struct{ file, text, want string }{
+		{"a.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n" + below, `Deployment default/a: apiVersion: error: set twice, first in line 3: remove one or, if another document begins here`},
+		{"a.yaml", "apiVersion: cert-manager.io/v1\nkind: Certificate\nmetadata: {name: a}\n" + below, "error: set twice"},
+		{"a.yaml", "apiVersion: networking.istio.io/v1\nkind: Gateway\nkind: VirtualService\nmetadata: {name: a}\n", "a.yaml:5: Gateway default/a: kind: error: set twice, first in line 4"},
+		{"a.yaml", `{"apiVersion": "v1", "kind": "List", "items": [], "items": [` + access + `]}`, "List: items: error: set twice"},
+		{"a.yaml", `{"apiVersion": "v1", "kind": "List", "items": [], "Items": [` + access + `]}`, `List: Items: error: unknown field "Items", did you mean "items"?`},
+		{"a.yaml", `{"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicyList", "items": [], "item": [` + access + `]}`, `error: unknown field "item"`},
+		{"a.yaml", `{"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": [` + access + `]}`, ""},
+		{"a.yaml", `{"apiVersion": "v1", "kind": "Status", "status": "Failure"}`, "kind: error: a Status is an answer of an API server"},
+		{"a.yaml", `{"apiVersion": "meta.k8s.io/v1", "kind": "Table", "rows": [{"object": ` + access + `}]}`, "kind: error: a Table is an answer"},
+		{"a.yaml", `{"apiVersion": "meta.k8s.io/v1", "kind": "WatchEvent", "object": ` + access + `}`, "kind: error: a WatchEvent is an answer"},
+		{"a.json", `{"type": "ADDED", "object": ` + access + `}`, "kind: error: missing"},
+		{"a.json", `{"items": [` + access + `]}`, "kind: error: missing"},
+	} {
+		text := good + tt.text
+		if strings.HasSuffix(tt.file, ".json") {
+			text = tt.text
+		}
+		findings := policy.Check([]policy.Source{{Name: tt.file, Data: []byte(text)}}, policy.Workload{}).Findings
+		if failed := findings.Err() != nil; failed != (tt.want != "") || !strings.Contains(findings.Error(), tt.want) {
+			t.Errorf("%s: %s\nfindings %v, want %q", tt.file, tt.text, findings, tt.want)
+		}
+	}
+}
+
 // TestCheck_KustomizationWithoutKind: kubectl takes the name of the file for it.
 func TestCheck_KustomizationWithoutKind(t *testing.T) {
 	for name, want := range map[string]policy.Severity{
@@ -176,6 +208,9 @@ func TestCheck_AnnotationsOfLinkerd(t *testing.T) {
 		{deployment, inbound, "all-authenticated", `spec.template.metadata.annotations["` + inbound + `"]: error: all-authenticated is not enforced yet`},
 		{deployment, "config.linkerd.io/proxy-require-identity-inbound-ports", "'8080'", `inbound-ports"]: error: 8080 is not enforced yet`},
 		{namespace, "config.linkerd.io/proxy-require-identity-inbound-ports", "8080", `inbound-ports"]: error: 8080 is not enforced yet`},
+		{"{apiVersion: v1, kind: Namespace, metadata: {name: shop, annotations: {" + inbound + ": audit, %s: %s}}}", inbound, "deny", "is not enforced yet"},
+		{"{apiVersion: helm.toolkit.fluxcd.io/v2, kind: HelmRelease, metadata: {name: x}, spec: {values: {podAnnotations: {%s: %s}}}}", inbound, "deny",
+			`spec.values.podAnnotations["` + inbound + `"]: error: deny is not enforced yet`},
 		{service, "retry.linkerd.io/http", "5xx", `metadata.annotations["retry.linkerd.io/http"]: warning: is not enforced`},
 		{service, "timeout.linkerd.io/request", "1s", "warning: is not enforced"},
 		{service, "balancer.linkerd.io/failure-accrual", "consecutive", "warning: is not enforced"},

@@ -61,7 +61,7 @@ func (c *compiler) denies(p *piece) bool {
 	case c.elsewhere(p):
 		return false
 	case p.kind == "" || p.list() || !p.protects() && !c.misplaced(p):
-		return (p.kind == "" || p.list() || c.unheardOf(p)) && mentionsProtection(c.text(p))
+		return (p.kind == "" || p.list() || c.unheardOf(p) || !p.clear("")) && mentionsProtection(c.text(p))
 	case p.ofConsul():
 		return w.Service == "" || slices.Contains([]string{"", "*", w.Service}, p.destination())
 	case !p.clear("", "spec"):
@@ -208,7 +208,7 @@ func (c *compiler) closingHosts(p *piece) []shutHost {
 	switch keys, ok := p.Keys(""); {
 	case p.kind == "ServiceEntry" && p.group == istio.Group:
 		return c.closingEntry(p)
-	case p.kind != "DestinationRule" && p.kind != "" && !p.list() && !c.unheardOf(p):
+	case p.kind != "DestinationRule" && p.kind != "" && !p.list() && !c.unheardOf(p) && ok:
 		return nil
 	case p.list() || keys == nil && ok:
 		return c.mentionedHosts(p)

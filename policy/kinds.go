@@ -19,6 +19,9 @@ func lookUp(apis map[string]catalog.API, group, version, kind string) (catalog.S
 	if strings.TrimSuffix(strings.ToLower(kind), "s") == "list" {
 		return catalog.Unknown, fmt.Sprintf("%s of %s is unknown: a list of documents is a List of v1", one(kind), group+"/"+version)
 	}
+	if answer(group, kind) {
+		return catalog.Unknown, fmt.Sprintf("%s is an answer of an API server, not a document: put the documents there", one(kind))
+	}
 	skipped := fmt.Sprintf("%s has no meaning in-process: it is skipped", one(kind))
 	a, known := apis[group]
 	if !known && otherMesh(group) {
@@ -75,6 +78,55 @@ func lookUpEntry(kind string) (catalog.State, string) {
 		return catalog.Refused, kind + " is not enforced yet: " + consul.Others[kind]
 	}
 	return catalog.Enforced, ""
+}
+
+// apart reports a field that a document has twice, where nothing else does. Often the line between two documents is missing. Which of the fields is
+// meant is unknown, and what the second document says would be lost. It reports whether there is none.
+func apart(doc *yamldoc.Document) bool {
+	key, line := doc.Repeated("")
+	if key != "" {
+		doc.ErrorLine(line, key, "set twice, first in line %d: remove one or, if another document begins here, put a line --- before it", doc.LineOf(key))
+	}
+	return key == ""
+}
+
+// hidesDocuments reports whether something in a document may be a document.
+func hidesDocuments(doc *yamldoc.Document) bool {
+	for range doc.Paths("", "apiVersion") {
+		return true
+	}
+	return false
+}
+
+// checkList reports what is wrong with a list of documents.
+func checkList(doc *yamldoc.Document) {
+	if !apart(doc) {
+		return
+	}
+	if !doc.HasItems("items") {
+		doc.Errorf("items", "must be a list of documents")
+	}
+	fields := []string{"apiVersion", "kind", "metadata", "items"}
+	keys, _ := doc.Keys("")
+	for _, key := range keys {
+		if slices.Contains(fields, key) {
+			continue
+		}
+		hint := ""
+		if near := yamldoc.Closest(key, fields); near != "" {
+			hint = fmt.Sprintf(", did you mean %q?", near)
+		}
+		doc.Errorf(yamldoc.Key("", key), "unknown field %q%s", key, hint)
+	}
+}
+
+// answer reports whether a document is an answer of an API server that is no document, such as an error. Whoever stored it wanted others.
+func answer(group, kind string) bool {
+	switch kind {
+	case "Status", "Table", "WatchEvent", "PartialObjectMetadata":
+		return group == "" || group == "meta.k8s.io"
+	}
+	return false
 }
 
 // one returns a kind with its article.

@@ -298,7 +298,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	case r.kind == "" && version == "" && kustomization(file):
 		doc.Warnf("", "a Kustomization has no meaning in-process: it is skipped")
 		return r
-	case r.kind == "" && version == "" && filepath.Ext(file) == ".json":
+	case r.kind == "" && version == "" && filepath.Ext(file) == ".json" && !hidesDocuments(doc):
 		doc.Warnf("", "no document, since it has neither kind nor apiVersion: it is skipped")
 		return r
 	case r.kind == "":
@@ -308,9 +308,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		doc.Errorf("apiVersion", "missing: say which API the document belongs to, such as %s/v1", istio.Group)
 		return r
 	case r.list():
-		if !doc.HasItems("items") {
-			doc.Errorf("items", "must be a list of documents")
-		}
+		checkList(doc)
 		return r
 	}
 	state, message := lookUp(c.apis, r.group, version, r.kind)
@@ -326,7 +324,9 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		}
 		return r
 	case catalog.Meaningless:
-		guarded(doc)
+		if apart(doc) {
+			guarded(doc)
+		}
 		doc.Warnf("kind", "%s", message)
 		return r
 	}

@@ -288,6 +288,27 @@ func (d *Document) Keys(path string) (keys []string, ok bool) {
 	return keys, true
 }
 
+// Repeated returns a key that the object at path has twice, with the line of the second, or "".
+func (d *Document) Repeated(path string) (key string, line int) {
+	node := d.find(path)
+	if node == nil || node.Kind != yaml.MappingNode {
+		return "", 0
+	}
+	seen := make(map[string]bool, len(node.Content)/2)
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		if key := node.Content[i]; seen[key.Value] {
+			return key.Value, int(d.offset) + key.Line
+		}
+		seen[node.Content[i].Value] = true
+	}
+	return "", 0
+}
+
+// ErrorLine is Errorf for a field whose line is known.
+func (d *Document) ErrorLine(line int, path, format string, args ...any) {
+	d.report(line, path, false, format, args...)
+}
+
 // Twice reports whether any object in the document has a key twice.
 func (d *Document) Twice() bool {
 	node := d.find("")

@@ -532,7 +532,9 @@ Any other kind or version of these groups is an error, and so is any other group
 Mesh and Open Service Mesh. Kinds of the groups of
 Kubernetes itself (core, ` + "`apps`, `batch`, `autoscaling`, `policy`, `*.k8s.io`" + `) are skipped with a warning, and so are those of other groups, such
 as ` + "`cert-manager.io`" + `, unless they have the name of a kind that is enforced or refused above: that is a wrong ` + "`apiVersion`" + `, an error. A ` + "`List`" + `,
-or the list of one kind that an API server returns (` + "`VirtualServiceList`" + `), stands for its items.
+or the list of one kind that an API server returns (` + "`VirtualServiceList`" + `), stands for its items. Other answers of an API server
+(` + "`Status`, `Table`, `WatchEvent`" + `) are errors, and so is a field that a document has twice, even one that would be skipped: often the line
+` + "`---`" + ` before the next document is missing.
 
 Documents have a ` + "`spec`" + `. Those of Istio may have a ` + "`status`" + `, which has no effect: it is written by the control plane. All
 kinds have the metadata of Kubernetes, whose name and namespace count:
