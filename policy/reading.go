@@ -298,7 +298,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	case r.kind == "" && version == "" && kustomization(file):
 		doc.Warnf("", "a Kustomization has no meaning in-process: it is skipped")
 		return r
-	case r.kind == "" && version == "" && filepath.Ext(file) == ".json" && !hidesDocuments(doc):
+	case r.kind == "" && version == "" && strings.EqualFold(filepath.Ext(file), ".json") && !hidesDocuments(doc):
 		doc.Warnf("", "no document, since it has neither kind nor apiVersion: it is skipped")
 		return r
 	case r.kind == "":

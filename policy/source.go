@@ -20,8 +20,8 @@ type Source struct {
 	Alone bool
 }
 
-// ReadDir reads a file, or the files in a folder and its subfolders whose names end in .yaml, .yml or .json, sorted by name, as kubectl
-// does. Hidden files and folders are skipped, and so are links to folders. A mounted ConfigMap or Secret, in the folder or deeper, is read
+// ReadDir reads a file, or the files in a folder and its subfolders whose names end in .yaml, .yml or .json, in any case, sorted by name. Hidden
+// files and folders are skipped. A link to a folder is an error, since it is not followed. A mounted ConfigMap or Secret, in the folder or deeper, is read
 // through its ..data link as one set, so its files are always of the same version. The name of a source is path joined with the path of the
 // file in the folder.
 //

@@ -292,16 +292,26 @@ func TestWatchReadsWhatReadDirReads(t *testing.T) {
 			write(t, "mesh.d/.hidden.yaml", "hidden")
 			write(t, "mesh.d/.git/c.yaml", "hidden")
 			write(t, "mesh.d/d.yaml/e.yaml", "folder named like a file")
-		}, nil, "mesh.d/b/x.yml mesh.d/b-c/x.yaml mesh.d/b.yaml mesh.d/d.yaml/e.yaml"},
+		}, nil, "mesh.d/a.YAML mesh.d/b/x.yml mesh.d/b-c/x.yaml mesh.d/b.yaml mesh.d/d.yaml/e.yaml"},
 		{"links", func(t *testing.T) {
 			write(t, "elsewhere/file", "linked")
 			write(t, "elsewhere/dir/x.yaml", "in a linked folder")
 			link(t, "../elsewhere/file", "mesh.d/link.yaml")
-			link(t, "../elsewhere/dir", "mesh.d/linked")
-			link(t, "../elsewhere/dir", "mesh.d/linked.yaml")
-			link(t, "..", "mesh.d/circle")
+			link(t, "../elsewhere/dir", "mesh.d/.linked")
 			link(t, "missing", "mesh.d/dangling.txt")
 		}, nil, "mesh.d/link.yaml"},
+		{"link to a folder", func(t *testing.T) {
+			write(t, "elsewhere/x.yaml", "in a linked folder")
+			link(t, "../elsewhere", "mesh.d/linked")
+		}, nil, "mesh.d/linked: a link to a folder"},
+		{"link to a folder that is named like a document", func(t *testing.T) {
+			write(t, "elsewhere/x.yaml", "in a linked folder")
+			link(t, "../elsewhere", "mesh.d/linked.yaml")
+		}, nil, "mesh.d/linked.yaml: a link to a folder"},
+		{"link that leads back", func(t *testing.T) {
+			write(t, "mesh.d/a.yaml", "a")
+			link(t, "..", "mesh.d/circle")
+		}, nil, "mesh.d/circle: a link to a folder"},
 		{"paths", func(t *testing.T) {
 			write(t, "mesh.d/b/x.yml", "b/x")
 			write(t, "single", "any name")
@@ -331,7 +341,7 @@ func TestWatchReadsWhatReadDirReads(t *testing.T) {
 		{"pipe named like a document", func(t *testing.T) {
 			write(t, "mesh.d/a.yaml", "a")
 			check(t, syscall.Mkfifo("mesh.d/b.yaml", 0o600))
-		}, nil, "mesh.d/a.yaml"},
+		}, nil, "mesh.d/b.yaml: not a regular file"},
 		{"link to nothing", func(t *testing.T) { link(t, "missing", "mesh.d/a.yaml") }, nil, "mesh.d/a.yaml: no such file"},
 		{"link to itself", func(t *testing.T) { link(t, "a.yaml", "mesh.d/a.yaml") }, nil, "mesh.d/a.yaml: too many levels"},
 		{"version of a volume missing", func(t *testing.T) { link(t, "..1", "mesh.d/..data") }, nil, "mesh.d/..data: no such file"},

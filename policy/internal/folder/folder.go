@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -116,17 +117,26 @@ func (r *Reader) Read(l *Layout) ([]File, error) {
 			return nil, unreadable(document.Name, err)
 		}
 		left -= int64(len(data))
-		ext := filepath.Ext(document.Name)
-		if convert := r.Formats[ext]; convert != nil {
+		if convert, _ := r.format(document.Name); convert != nil {
 			if data, err = convert(data); err != nil {
 				return nil, fmt.Errorf("%s:%w", document.Name, err)
 			}
-		} else if ext == hcl {
+		} else if strings.EqualFold(filepath.Ext(document.Name), hcl) {
 			return nil, fmt.Errorf("%s: HCL is read by package policy/consul (ReadDir, or Formats for a file.Watcher): use that, or remove the file", document.Name)
 		}
 		sources = append(sources, File{Name: document.Name, Data: data})
 	}
 	return sources, nil
+}
+
+// format returns the conversion of a file with this name. It reports whether there is an entry in Formats.
+func (r *Reader) format(name string) (Format, bool) {
+	ext := filepath.Ext(name)
+	if convert, known := r.Formats[ext]; known {
+		return convert, true
+	}
+	convert, known := r.Formats[strings.ToLower(ext)]
+	return convert, known
 }
 
 var errTooLarge = errors.New("too large")

@@ -112,12 +112,25 @@ func (l *Layout) walk(name, path string) error {
 			if err != nil {
 				return unreadable(name, err)
 			}
-			if info.Mode().IsRegular() {
-				l.documents = append(l.documents, Place{Name: name, Path: e.path})
+			switch {
+			case info.IsDir():
+				return linked(name)
+			case !info.Mode().IsRegular():
+				return fmt.Errorf("%s: not a regular file; remove it", name)
+			}
+			l.documents = append(l.documents, Place{Name: name, Path: e.path})
+		case e.link():
+			if info, err := os.Stat(e.path); err == nil && info.IsDir() {
+				return linked(name)
 			}
 		}
 	}
 	return nil
+}
+
+// linked returns the error about a link to a folder. It may lead back, and what is behind it must not be left out in silence.
+func linked(name string) error {
+	return fmt.Errorf("%s: a link to a folder, which is not followed; name that folder as a path, too, or remove the link", name)
 }
 
 // mounted returns the entries of a mounted volume, with the content of ..data in place of the links through it. Kubernetes creates and
@@ -192,13 +205,13 @@ func (l *Layout) list(name, path string) ([]entry, error) {
 // Hidden reports whether a file or folder with this name is skipped, with its content.
 func Hidden(name string) bool { return strings.HasPrefix(name, ".") }
 
-// Document reports whether a file with this name has documents. One in HCL does, even if it cannot be read: it is not left out in silence.
+// Document reports whether a file with this name has documents, in small or capital letters. One in HCL does, even if it cannot be read: it is not left out in silence.
 func (r *Reader) Document(name string) bool {
-	switch ext := filepath.Ext(name); ext {
+	switch strings.ToLower(filepath.Ext(name)) {
 	case ".yaml", ".yml", ".json", hcl:
 		return true
 	default:
-		_, converted := r.Formats[ext]
+		_, converted := r.format(name)
 		return converted
 	}
 }
