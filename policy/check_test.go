@@ -106,6 +106,7 @@ func TestCheck_HiddenDocuments(t *testing.T) {
 		{"a.yaml", `{"apiVersion": "v1", "kind": "Status", "status": "Failure"}`, "kind: error: a Status is an answer of an API server"},
 		{"a.yaml", `{"apiVersion": "meta.k8s.io/v1", "kind": "Table", "rows": [{"object": ` + access + `}]}`, "kind: error: a Table is an answer"},
 		{"a.yaml", `{"apiVersion": "meta.k8s.io/v1", "kind": "WatchEvent", "object": ` + access + `}`, "kind: error: a WatchEvent is an answer"},
+		{"a.yaml", "\uFEFF" + below, "error: missing, since a byte order mark (U+FEFF) is before it"},
 		{"a.json", `{"type": "ADDED", "object": ` + access + `}`, "kind: error: missing"},
 		{"a.json", `{"items": [` + access + `]}`, "kind: error: missing"},
 	} {
@@ -193,8 +194,8 @@ func TestCheck_NullsThatWiden(t *testing.T) {
 	}
 }
 
-// TestCheck_AnnotationsOfLinkerd: those that restrict who may call a workload are errors, whatever they are on.
-func TestCheck_AnnotationsOfLinkerd(t *testing.T) {
+// TestCheck_Annotations: those that restrict who may call a workload are errors, whatever they are on.
+func TestCheck_Annotations(t *testing.T) {
 	const inbound = "config.linkerd.io/default-inbound-policy"
 	const namespace = "{apiVersion: v1, kind: Namespace, metadata: {name: shop, annotations: {%s: %s}}}"
 	const deployment = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {template: {metadata: {annotations: {%s: %s}}}}}"
@@ -214,6 +215,7 @@ func TestCheck_AnnotationsOfLinkerd(t *testing.T) {
 		{service, "retry.linkerd.io/http", "5xx", `metadata.annotations["retry.linkerd.io/http"]: warning: is not enforced`},
 		{service, "timeout.linkerd.io/request", "1s", "warning: is not enforced"},
 		{service, "balancer.linkerd.io/failure-accrual", "consecutive", "warning: is not enforced"},
+		{service, "networking.istio.io/exportTo", ".", "warning: is not enforced"},
 		{service, "linkerd.io/other", "x", ""},
 	} {
 		text := policy.Check([]policy.Source{{Name: "x.yaml", Data: fmt.Appendf(nil, tt.document, tt.name, tt.value)}}, workload).Findings.Error()

@@ -98,6 +98,14 @@ func hidesDocuments(doc *yamldoc.Document) bool {
 	return false
 }
 
+// marked says, if a field has a byte order mark before its name, why it is missing. Files with such a mark are often joined.
+func marked(doc *yamldoc.Document, field string) string {
+	if keys, _ := doc.Keys(""); slices.Contains(keys, "\uFEFF"+field) {
+		return ", since a byte order mark (U+FEFF) is before it: remove that"
+	}
+	return ""
+}
+
 // checkList reports what is wrong with a list of documents.
 func checkList(doc *yamldoc.Document) {
 	if !apart(doc) {

@@ -302,10 +302,10 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		doc.Warnf("", "no document, since it has neither kind nor apiVersion: it is skipped")
 		return r
 	case r.kind == "":
-		doc.Errorf("kind", "missing: say what kind of document this is, such as VirtualService")
+		doc.Errorf("kind", "missing%s: say what kind of document this is, such as VirtualService", marked(doc, "kind"))
 		return r
 	case version == "":
-		doc.Errorf("apiVersion", "missing: say which API the document belongs to, such as %s/v1", istio.Group)
+		doc.Errorf("apiVersion", "missing%s: say which API the document belongs to, such as %s/v1", marked(doc, "apiVersion"), istio.Group)
 		return r
 	case r.list():
 		checkList(doc)

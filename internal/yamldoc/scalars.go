@@ -22,6 +22,10 @@ func (w *walk) text(node *yaml.Node, v reflect.Value, f *field) {
 	switch node.ShortTag() {
 	case "!!str", "!!timestamp":
 	case "!!int", "!!float", "!!bool":
+		if f.enum != nil {
+			w.errorf(node, "%s is not one of %s", clip(node.Value), strings.Join(f.enum, ", "))
+			return
+		}
 		w.errorf(node, "must be a string, not %s: quote it", describe(node))
 		return
 	default:

@@ -604,6 +604,7 @@ func TestRules_PeerAuthentication(t *testing.T) {
 		{"empty", "{}", ""},
 		{"mode", "{mtls: {mode: STRICT}}", ""},
 		{"mode unknown", "{mtls: {mode: strict}}", `spec.mtls.mode: "strict" is not one of UNSET, DISABLE, PERMISSIVE, STRICT`},
+		{"mode as a number", "{mtls: {mode: 3}}", `spec.mtls.mode: 3 is not one of UNSET, DISABLE, PERMISSIVE, STRICT`},
 		{"ports", "{selector: {matchLabels: {a: b}}, portLevelMtls: {'8080': {mode: DISABLE}}}", ""},
 		{"ports without selector", "{portLevelMtls: {'8080': {mode: DISABLE}}}", "spec.portLevelMtls: ports belong to workloads"},
 		{"ports empty", "{selector: {matchLabels: {a: b}}, portLevelMtls: {}}", "spec.portLevelMtls: is empty"},
