@@ -1,8 +1,8 @@
 // Package file watches folders and files of policy documents, and yields the documents whenever they change.
 //
 // It reads the same files as [policy.ReadDir]: those in a folder and its subfolders whose names end in .yaml, .yml or .json, in any case, without
-// hidden ones. A link to a folder is an error. A mounted ConfigMap or Secret, in the folder or deeper, is read through its ..data link as one set, so its files are always of
-// the same version.
+// hidden ones. A link to a folder is an error. A mounted ConfigMap or Secret, in the folder or deeper, is read through its ..data link as
+// one set, so its files are always of the same version.
 //
 // Notifications of the kernel (fsnotify) report changes immediately. Network file systems send none, and the kernel limits the number
 // of watched folders, so the watcher also polls.

@@ -17,7 +17,8 @@ type opening struct {
 	err  error         // why none came about, if that concerns all calls; set before done is closed
 }
 
-// share sends a call over an open connection, or over one that is being opened, or opens one.
+// share sends a call over a connection that calls share: an open one, one that another call is opening, or one that it opens itself.
+// Calls to a peer that speaks HTTP/1 have their own.
 func (m *multiplexed) share(req *http.Request) (*http.Response, error) {
 	for w := m.way(req); w.shares(); {
 		resp, next, err := m.roundTrip(req)

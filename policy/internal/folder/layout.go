@@ -205,7 +205,8 @@ func (l *Layout) list(name, path string) ([]entry, error) {
 // Hidden reports whether a file or folder with this name is skipped, with its content.
 func Hidden(name string) bool { return strings.HasPrefix(name, ".") }
 
-// Document reports whether a file with this name has documents, in small or capital letters. One in HCL does, even if it cannot be read: it is not left out in silence.
+// Document reports whether a file with this name, in small or capital letters, has documents. One in HCL does, even if it cannot be
+// read: it is not left out in silence.
 func (r *Reader) Document(name string) bool {
 	switch strings.ToLower(filepath.Ext(name)) {
 	case ".yaml", ".yml", ".json", hcl:
