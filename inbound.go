@@ -254,9 +254,7 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 		w.Header().Set("Connection", "close") // the peer may have a valid certificate on a new connection
 	}
 	if why := in.unknown(); why != nil {
-		in.Decision = judge.Denied(why.Error())
-		in.Decision.Refuse(w, r)
-		return false
+		return in.refuse(w, r, why)
 	}
 	if !in.authenticate(w, r) {
 		return false
@@ -267,19 +265,31 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	} else {
 		in.Decision = o.authorize(in.rules, &in.view)
 	}
-	if in.Decision.Allowed && field.BeginsHTTP2(r) {
-		in.Decision = judge.Denied(errHTTP2.Error())
-		in.Decision.BadRequest = true
-	}
-	_, refused := errors.AsType[*tlsid.PeerError](in.PeerErr) // it gets an answer: without one it would keep an HTTP/2 connection
 	switch {
-	case in.mode == tlsid.Strict && in.Peer == "" && !refused:
+	case in.mode == tlsid.Strict && in.Peer == "" && !in.distrusted():
 		m.cutOff(r, in)
 	case !in.Decision.Allowed:
 		in.Decision.Refuse(w, r)
 		return false
+	case field.BeginsHTTP2(r):
+		return in.refuse(w, r, errHTTP2)
 	}
 	return true
+}
+
+// distrusted reports whether the certificate of the peer was refused. Such a peer gets an answer: without one it would keep an HTTP/2
+// connection.
+func (in *inbound) distrusted() bool {
+	_, refused := errors.AsType[*tlsid.PeerError](in.PeerErr)
+	return refused
+}
+
+// refuse answers a request that is denied without asking the policies, or although they allow it. It returns false.
+func (in *inbound) refuse(w http.ResponseWriter, r *http.Request, why error) bool {
+	in.Decision = judge.Denied(why.Error())
+	in.Decision.BadRequest = why == errHTTP2
+	in.Decision.Refuse(w, r)
+	return false
 }
 
 // errHTTP2 is for what begins HTTP/2 where net/http does not speak it, so that a handler would serve requests that nobody decides about.
