@@ -17,15 +17,26 @@ type opening struct {
 	err  error         // why none came about, if that concerns all calls; set before done is closed
 }
 
+// mostWaits is how many openings a call waits for. If others have taken all of these connections, each takes only few calls, and calls should
+// not wait for one handshake after another.
+const mostWaits = 4
+
+// fewCalls is below how many calls per connection calls open their own: they would wait for one handshake after another, too.
+const fewCalls = 100
+
 // share sends a call over a connection that calls share: an open one, one that another call is opening, or one that it opens itself.
 // Calls to a peer that speaks HTTP/1 have their own.
 func (m *multiplexed) share(req *http.Request) (*http.Response, error) {
-	for w := m.way(req); w.shares(); {
+	few := m.conns.pool.config.MaxRequestsPerConnection
+	for w, waits := m.way(req), 0; w.shares(); waits++ {
 		resp, next, err := m.roundTrip(req)
 		if next == nil {
 			return resp, err
 		}
 		req = next
+		if waits == mostWaits || few > 0 && few < fewCalls {
+			break
+		}
 		o, first := w.join(req.URL.Host)
 		if first {
 			return m.lead(req, o)
@@ -35,7 +46,9 @@ func (m *multiplexed) share(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
-	return m.conns.transport.RoundTrip(req)
+	resp, err := m.conns.transport.RoundTrip(req)
+	m.answered(req, resp)
+	return resp, err
 }
 
 // shares reports whether calls share connections, as far as is known.
@@ -83,10 +96,10 @@ func (o *opening) wait(req *http.Request) error {
 
 // lead sends the call that opens a connection. The others go on as soon as there is one, long before the response.
 func (m *multiplexed) lead(req *http.Request, o *opening) (*http.Response, error) {
-	w, authority, dialled, got := m.way(req), req.URL.Host, false, false
+	w, authority, asked, got := m.way(req), req.URL.Host, false, false
 	defer w.end(authority, o, nil)
 	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{ // net/http calls both on this goroutine
-		GetConn: func(string) { dialled = true },
+		GetConn: func(string) { asked = true },
 		GotConn: func(info httptrace.GotConnInfo) {
 			got = true
 			w.meet(info)
@@ -98,7 +111,7 @@ func (m *multiplexed) lead(req *http.Request, o *opening) (*http.Response, error
 	if next != nil {
 		resp, err = m.conns.transport.RoundTrip(next)
 	}
-	if err != nil && dialled && !got && ctx.Err() == nil && !caller.Canceled(req) {
+	if err != nil && asked && !got && ctx.Err() == nil && !caller.Canceled(req) {
 		w.end(authority, o, err)
 	}
 	return resp, err

@@ -227,3 +227,41 @@ func TestConns_WaitForAnOpeningEnds(t *testing.T) {
 		callers.Wait()
 	})
 }
+
+// Where few calls or none can share a connection, they do not make connections one after another.
+func TestConns_CallsThatCannotShareDialAtOnce(t *testing.T) {
+	const calls = 60
+	for _, tt := range []struct {
+		name    string
+		config  limit.PoolConfig
+		streams int
+		after   time.Duration // each dial takes a second
+		least   int64         // dials by then
+	}{
+		{"one call per connection", limit.PoolConfig{MaxRequestsPerConnection: 1}, 0, 0, calls},
+		{"two calls per connection", limit.PoolConfig{MaxRequestsPerConnection: 2}, 0, 0, calls},
+		{"ten streams per connection", limit.PoolConfig{}, 10, 5500 * time.Millisecond, calls / 4},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, template := serveClear(t, tt.streams, func(w http.ResponseWriter, req *http.Request) {
+					time.Sleep(10 * time.Second)
+					hello(w, req)
+				})
+				dials := dialSlowly(template, func(int64, string) error { time.Sleep(time.Second); return nil })
+				c := conns(t, newPool(t, tt.config), template)
+				var callers sync.WaitGroup
+				for range calls {
+					callers.Go(func() { get(t, c, "http://orders") })
+				}
+				time.Sleep(tt.after)
+				synctest.Wait()
+				if n := dials.Load(); n < tt.least {
+					t.Errorf("%d dials for %d calls after %v, want at least %d", n, calls, tt.after, tt.least)
+				}
+				callers.Wait()
+				time.Sleep(time.Minute) // for dials that nobody needs any more
+			})
+		})
+	}
+}
