@@ -17,6 +17,7 @@ import (
 type multiplexed struct {
 	conns *Conns
 	idle  time.Duration // 0 means that idle connections are never closed
+	apart bool          // connections take so few calls that none waits for that of another
 
 	once   sync.Once
 	holder atomic.Pointer[http.Transport] // has the connections, but does not dial; nil before the first connection
@@ -69,6 +70,8 @@ func (c *Conns) share(t *http.Transport) *multiplexed {
 		return nil
 	}
 	m := &multiplexed{conns: c, idle: t.IdleConnTimeout, born: time.Now()}
+	most := c.pool.config.MaxRequestsPerConnection
+	m.apart = t.DisableKeepAlives || most > 0 && most < fewCalls
 	m.secure.expected.Store(p != nil && !p.HTTP1() && p.HTTP2())
 	m.secure.offered = p == nil || p.HTTP2()
 	m.clear.expected.Store(p != nil && !p.HTTP1() && p.UnencryptedHTTP2())

@@ -21,20 +21,19 @@ type opening struct {
 // not wait for one handshake after another.
 const mostWaits = 4
 
-// fewCalls is below how many calls per connection calls open their own: they would wait for one handshake after another, too.
+// fewCalls is below which MaxRequestsPerConnection calls open their own connections: they would wait for one handshake after another, too.
 const fewCalls = 100
 
 // share sends a call over a connection that calls share: an open one, one that another call is opening, or one that it opens itself.
 // Calls to a peer that speaks HTTP/1 have their own.
 func (m *multiplexed) share(req *http.Request) (*http.Response, error) {
-	few := m.conns.pool.config.MaxRequestsPerConnection
 	for w, waits := m.way(req), 0; w.shares(); waits++ {
 		resp, next, err := m.roundTrip(req)
 		if next == nil {
 			return resp, err
 		}
 		req = next
-		if waits == mostWaits || few > 0 && few < fewCalls {
+		if waits == mostWaits || m.apart {
 			break
 		}
 		o, first := w.join(req.URL.Host)
