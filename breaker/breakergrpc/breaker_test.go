@@ -383,3 +383,60 @@ func TestMessagesThatCannotBeEncodedDoNotCount(t *testing.T) {
 		t.Errorf("%d calls, want 3: one that went well, and two that opened the circuit", n)
 	}
 }
+
+type (
+	bidi    = grpc_testing.TestService_FullDuplexCallClient
+	message = grpc_testing.StreamingOutputCallRequest
+)
+
+// TestStreamsWithMessagesThatCannotBeSent: gRPC ends such a stream with a status that a server that is broken may send too.
+func TestStreamsWithMessagesThatCannotBeSent(t *testing.T) {
+	encoding := status.Error(codes.Internal, "grpc: error while marshaling: string field contains invalid UTF-8")
+	broken := &message{ResponseStatus: &grpc_testing.EchoStatus{Message: "no UTF-8: \xff"}}
+	for name, send := range map[string]func(bidi) error{
+		"not to be encoded": func(s bidi) error { return s.Send(broken) },
+		"not to be encoded, later": func(s bidi) error {
+			return errors.Join(s.Send(&message{}), s.Send(broken))
+		},
+		"too large": func(s bidi) error {
+			return s.Send(&message{Payload: &grpc_testing.Payload{Body: make([]byte, 100)}})
+		},
+		"after close": func(s bidi) error { return errors.Join(s.CloseSend(), s.Send(&message{})) },
+	} {
+		for _, config := range []breaker.Config{{ConsecutiveFailures: 2}, {ConsecutiveFailures: 2, SlowCall: time.Minute, SlowCallFraction: 1}} {
+			circuits := &breakergrpc.Client{Config: config, IsFailure: func(err error) bool { return status.Code(err) != codes.OK }}
+			client, stop := grpctest.Connect(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
+				if md, _ := metadata.FromIncomingContext(s.Context()); md["fail"] != nil {
+					return encoding
+				}
+				<-s.Context().Done()
+				return s.Context().Err()
+			}}, append(circuits.DialOptions(), grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(8)))...)
+			begin := func(ctx context.Context) bidi {
+				stream, err := client.FullDuplexCall(ctx)
+				if err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+				return stream
+			}
+			fail := metadata.AppendToOutgoingContext(t.Context(), "fail", "")
+			if _, err := begin(fail).Recv(); status.Code(err) != codes.Internal {
+				t.Errorf("%s: %v, want what the server sent", name, err)
+			}
+			for range 3 {
+				stream := begin(t.Context())
+				if err := send(stream); err == nil {
+					t.Errorf("%s: no error", name)
+				}
+				if _, err := stream.Recv(); err == nil {
+					t.Errorf("%s: no error from Recv", name)
+				}
+			}
+			_, _ = begin(fail).Recv()
+			if _, err := client.FullDuplexCall(t.Context()); !errors.Is(err, breaker.ErrOpen) {
+				t.Errorf("%s: %v, want a circuit that is open after two failures of the server and no success", name, err)
+			}
+			stop()
+		}
+	}
+}

@@ -17,7 +17,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/breaker"
-	"github.com/nosidecar/mesh/internal/grpcend"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/refusal"
@@ -41,8 +40,8 @@ type Client struct {
 	Key func(ctx context.Context, method string, cc *grpc.ClientConn) string
 
 	// IsFailure reports whether a call that ended with err failed. nil means the mapping in the package comment. It is not
-	// called for calls that do not count: the caller cancelled them, a layer below refused them before anything was sent, or the message
-	// of a unary call cannot be encoded.
+	// called for calls that do not count: the caller cancelled them, a layer below refused them before anything was sent, or a message
+	// cannot be encoded.
 	IsFailure func(err error) bool
 
 	// OnChange, if not nil, is called for every change of a circuit's state, as described at breaker.New.
@@ -95,29 +94,6 @@ func unencodable(message any, opts []grpc.CallOption, err error) bool {
 	}
 	data.Free()
 	return false
-}
-
-// stream is a grpc.StreamClientInterceptor.
-func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
-	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	lease, err := c.allow(ctx, method, cc)
-	if err != nil {
-		return nil, err
-	}
-	end := func(err error) { c.finish(ctx, &lease, err) }
-	if c.Config.SlowCall == 0 {
-		return grpcend.Open(ctx, desc, cc, method, streamer, opts, end)
-	}
-	return grpcreplay.Open(ctx, desc, cc, method, streamer, opts, lease.Answered, end)
-}
-
-// finish ends a stream that ended with err, which may be the refusal of a layer below.
-func (c *Client) finish(ctx context.Context, lease *breaker.Lease, err error) {
-	outcome := breaker.Failure // if IsFailure panics
-	defer func() { lease.Done(outcome) }()
-	if err != grpcend.ErrPanicked {
-		outcome = c.outcome(ctx, err)
-	}
 }
 
 func (c *Client) setup() {
