@@ -2,6 +2,7 @@ package jwt
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -52,6 +53,26 @@ func TestKnownForgetsInTurn(t *testing.T) {
 			if _, there := k.tokens.Load(fmt.Sprint(before)); before >= 0 && !there {
 				t.Fatalf("token %d is forgotten when %d is remembered", before, i)
 			}
+		}
+	}
+}
+
+// The hand may be at the end when several tokens make room for a large one.
+func TestKnownMakesRoomForALargeToken(t *testing.T) {
+	r, keys := new(rule), new(Keys)
+	const size = maxKnownBytes / 8 // which counts twice
+	for hand := range 3 {
+		var k known
+		add := func(text string, size int) {
+			k.add(text, &Claims{rule: r, keys: keys.digest, payload: payload{text: strings.Repeat("x", size)}})
+		}
+		for _, text := range []string{"a", "b", "c"} {
+			add(text, size)
+		}
+		k.hand = hand
+		add("d", 2*size)
+		if k.get("d") == nil || k.bytes > maxKnownBytes || len(k.all) > 2 {
+			t.Errorf("with the hand at %d: %d tokens with %d bytes", hand, len(k.all), k.bytes)
 		}
 	}
 }

@@ -492,11 +492,12 @@ func TestMetadataIsNotFetchedInOtherWays(t *testing.T) {
 			}
 		}
 		if name == "proxy" {
-			if state := fetchOnce(t, jwt.Rule{URI: "http://issuer.example.com/"}); state.Err != nil {
-				t.Errorf("a name: %v", state.Err)
-			}
-			if host := <-asked; host != "issuer.example.com" {
-				t.Errorf("the proxy was asked for %s", host)
+			for _, name := range []string{"issuer.example.com", "issuer.example.com."} {
+				if state := fetchOnce(t, jwt.Rule{URI: "http://" + name + "/"}); state.Err != nil {
+					t.Errorf("a name: %v", state.Err)
+				} else if host := <-asked; host != name {
+					t.Errorf("the proxy was asked for %s", host)
+				}
 			}
 		}
 		http.DefaultTransport = standard
@@ -575,6 +576,59 @@ func TestAnotherDefaultTransport(t *testing.T) {
 	if state := <-told; state.Err != nil || state.Keys != 1 {
 		t.Errorf("%d keys, %v", state.Keys, state.Err)
 	}
+}
+
+// Where a program has no transport of its own, the keys are fetched as by default.
+func TestNoTransportForARequest(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, jwttest.KeySet(jwttest.New("a")))
+	}))
+	defer s.Close()
+	told := make(chan jwt.State, 100)
+	remotes := &jwt.Remotes{
+		Transport: func(*http.Request) http.RoundTripper { return nil },
+		OnFetch:   func(s jwt.State) { told <- s },
+	}
+	defer remotes.Close()
+	a, err := jwt.New([]jwt.Rule{{URI: s.URL, Timeout: time.Millisecond}}, remotes)
+	if err != nil {
+		t.Fatalf("the shortest timeout: %v", err)
+	}
+	remotes.Use(a)
+	if a, err = jwt.New([]jwt.Rule{{URI: s.URL}}, remotes); err != nil {
+		t.Fatal(err)
+	}
+	remotes.Use(a)
+	for {
+		if state := await.Receive(t, "a fetch", told); state.Source.Timeout == time.Millisecond {
+			continue
+		} else if state.Err != nil || state.Keys != 1 {
+			t.Errorf("%d keys, %v", state.Keys, state.Err)
+		}
+		return
+	}
+}
+
+// Rules that were compiled and never put in force, as with documents that turn out to be wrong, leave nothing behind.
+func TestRulesThatNeverComeIntoForce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{answer: hangs}
+		remotes := &jwt.Remotes{Transport: func(*http.Request) http.RoundTripper { return s }}
+		var last *jwt.Authenticator
+		for i := range 3 {
+			a, err := jwt.New([]jwt.Rule{{URI: fmt.Sprint("https://keys/", i)}}, remotes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = a
+		}
+		remotes.Use(last)
+		synctest.Wait()
+		if states := remotes.States(); len(states) != 1 || states[0].Source.URI != "https://keys/2" || s.count() != 1 {
+			t.Errorf("states %v, want that of the rules in force", states)
+		}
+		remotes.Close()
+	})
 }
 
 // No sender takes all places of those who wait for keys.
