@@ -25,6 +25,7 @@ func (o *Outlier) compareLocked(now time.Time) {
 		least := leastSuccess(among, o.cfg.SuccessRateFactor)
 		for _, e := range among {
 			if e.success < least {
+				e.tracker.failsLocked()
 				o.ejectLocked(e.tracker, SuccessRate, now, e.failures, e.calls)
 			}
 		}
@@ -32,9 +33,27 @@ func (o *Outlier) compareLocked(now time.Time) {
 	if o.cfg.FailureFraction > 0 {
 		for _, e := range enough(counted, o.cfg.FailureFractionVolume, o.cfg.FailureFractionMinHosts) {
 			if fraction.AtLeast(e.failures, e.calls, o.cfg.FailureFraction) {
+				e.tracker.failsLocked()
 				o.ejectLocked(e.tracker, FailurePercentage, now, e.failures, e.calls)
 			}
 		}
+	}
+}
+
+// forgiveLocked shortens the next ejection, for a number of sweeps of which none has found the endpoint ejected.
+func (t *Tracker) forgiveLocked(sweeps int) {
+	if e := t.last; e != nil {
+		e.forgiven = sweeps > 0 && int(e.multiplier) >= sweeps
+		e.multiplier = int32(max(0, int(e.multiplier)-sweeps))
+	}
+}
+
+// failsLocked takes back what forgiveLocked has done for the latest sweep, which finds the endpoint failing. Otherwise the ejections of an
+// endpoint that always fails would never become longer: the sweep that ejects it again would first shorten its next ejection.
+func (t *Tracker) failsLocked() {
+	if e := t.last; e != nil && e.forgiven {
+		e.forgiven = false
+		e.multiplier++
 	}
 }
 

@@ -218,6 +218,7 @@ type ejection struct {
 	reason     Reason
 	until      time.Time
 	multiplier int32 // see OutlierConfig.BaseEjection; it shrinks while the endpoint is healthy
+	forgiven   bool  // it shrank in the latest sweep
 
 	withheld *Event // of one that did not happen since; of no meaning unless the tracker says so
 }
@@ -449,9 +450,7 @@ func (o *Outlier) sweepLocked(now time.Time) {
 			healthy = int((last - readmits) / o.cfg.Interval)
 			o.readmitLocked(t, now)
 		}
-		if t.last != nil {
-			t.last.multiplier = int32(max(0, int(t.last.multiplier)-healthy))
-		}
+		t.forgiveLocked(healthy)
 	}
 	if o.compares {
 		o.compareLocked(now)

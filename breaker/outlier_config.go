@@ -40,7 +40,8 @@ type OutlierConfig struct {
 	Interval time.Duration
 
 	// BaseEjection is how long an endpoint is ejected the first time. The duration grows by this amount with each further
-	// ejection, and shrinks by it with each sweep that finds the endpoint healthy. 0 means 30 seconds.
+	// ejection, and shrinks by it with each sweep that finds the endpoint healthy. Unlike in Envoy, a sweep that ejects an endpoint does
+	// not find it healthy. 0 means 30 seconds.
 	BaseEjection time.Duration
 
 	// MaxEjection bounds the duration, before Jitter. 0 means 300 seconds, or BaseEjection if that is longer.

@@ -299,6 +299,60 @@ func TestOutlier_EjectionTimes(t *testing.T) {
 	}
 }
 
+// An endpoint that always fails is ejected for longer each time, also by the rules that compare endpoints, whose sweeps are those that
+// shorten the ejections of endpoints that have recovered.
+func TestOutlier_EjectionsOfComparedEndpointsGrow(t *testing.T) {
+	for name, cfg := range map[string]breaker.OutlierConfig{
+		"failures": {FailureFraction: 0.5},
+		"success":  {SuccessRate: true},
+		"both":     {FailureFraction: 0.5, SuccessRate: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg.Consecutive5xx, cfg.BaseEjection, cfg.MaxEjection = -1, 20*time.Second, time.Hour
+				o := newOutlier(t, cfg)
+				endpoints := track(o, 5)
+				var ejections []time.Duration
+				failing, was := breaker.Result(500), 0
+				sweep := func() {
+					for i, e := range endpoints {
+						if i > 0 {
+							reportN(e, 200, 200)
+						} else {
+							reportN(e, 200, failing)
+						}
+					}
+					time.Sleep(10 * time.Second)
+					o.Sweep(time.Now())
+					if s := o.Endpoints()[0]; s.Ejected && s.Multiplier != was {
+						ejections, was = append(ejections, time.Until(s.Until)), s.Multiplier
+					}
+				}
+				for range 15 {
+					sweep()
+				}
+				want := []time.Duration{20 * time.Second, 40 * time.Second, 60 * time.Second}
+				if !slices.Equal(ejections, want) {
+					t.Errorf("ejected for %v, want %v", ejections, want)
+				}
+				failing = 200
+				for range 2 {
+					sweep()
+				}
+				if s := o.Endpoints()[0]; s.Ejected || s.Multiplier != 1 {
+					t.Errorf("after two sweeps in good health: %+v, want the multiplier 1", s)
+				}
+				time.Sleep(25 * time.Second) // a sweep is missed, and the next one finds it failing
+				failing = 500
+				sweep()
+				if s := o.Endpoints()[0]; !s.Ejected || s.Multiplier != 1 {
+					t.Errorf("after two more: %+v, want the first multiplier again", s)
+				}
+			})
+		})
+	}
+}
+
 func TestOutlier_Jitter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutlier(t, breaker.OutlierConfig{Jitter: 5 * time.Second, MaxEjectedFraction: 1})
