@@ -386,3 +386,30 @@ func TestConns_BodiesAreClosed(t *testing.T) {
 		})
 	}
 }
+
+// A call for which there is no place in line is refused at once, and its body is closed.
+func TestConns_NoPlaceInLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, template := serveClear(t, 1, slowly)
+		pool := newPool(t, limit.PoolConfig{MaxConnections: 1, MaxPendingRequests: 1})
+		c := conns(t, pool, template)
+		var others sync.WaitGroup
+		for range 2 { // one with the stream, and one in line
+			others.Go(func() {
+				if _, err := send(t.Context(), pool, c, "x"); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		body := &closing{Reader: strings.NewReader("body")}
+		began := time.Now()
+		if _, err := c.RoundTrip(httptest.NewRequest(http.MethodPost, "http://orders", body)); !errors.Is(err, limit.ErrOverflow) || time.Now() != began {
+			t.Errorf("%v after %v, want an overflow at once", err, time.Since(began))
+		}
+		if !body.closed {
+			t.Error("the body was not closed")
+		}
+		others.Wait()
+	})
+}
