@@ -245,7 +245,8 @@ type Inbound struct {
 	RestartTraces bool
 
 	// ResponseHeader is the header of the answer. In InboundStart observers may set headers in it. For a gRPC call it holds
-	// only what they have set, and an answer that the mesh gives in place of the handler does not carry it.
+	// only what they have set. An answer that the mesh gives in place of the handler does not carry it, and an error of a gRPC
+	// handler that has sent nothing before has it in its trailer.
 	ResponseHeader http.Header
 
 	// The fields below are set when the request ends.

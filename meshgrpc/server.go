@@ -256,9 +256,6 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 		in.done(in.status, int(status.Code(err)))
 		return nil, nil, err
 	}
-	if h := in.call.Header(); len(h) > 0 {
-		_ = grpc.SetHeader(ctx, fromReply(h))
-	}
 	if load := in.call.Load(); load != "" {
 		_ = grpc.SetTrailer(ctx, metadata.MD{orca.MetadataKey: {load}})
 	}
@@ -310,10 +307,12 @@ func (s *server) unary(ctx context.Context, message any, info *grpc.UnaryServerI
 	if observed {
 		in.moved(false, message)
 	}
+	header := in.replyHeader()
 	reply, err := handler(ctx, message)
 	if denied := in.withdrawn(); denied != nil {
 		reply, err = nil, denied
 	}
+	header.End(ctx, err)
 	if observed && err == nil && ctx.Err() == nil { // otherwise it is not sent
 		in.moved(true, reply)
 	}
@@ -327,16 +326,17 @@ func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	if err != nil {
 		return err
 	}
-	passed := in.passes(stream)
+	passed, header := in.passes(stream), in.replyHeader()
 	panicked := true
 	defer func() {
 		in.passed.code, in.panicked = grpcstatus.Code(err), panicked
 		in.passed.release()
 	}()
-	err = handler(srv, passed)
+	err = handler(srv, header.Stream(passed))
 	if denied := in.withdrawn(); denied != nil {
 		err = denied
 	}
+	header.End(&in.entered, err)
 	panicked = false
 	return err
 }

@@ -31,6 +31,14 @@ func (in *inbound) passes(stream grpc.ServerStream) grpc.ServerStream {
 	return (*directStream)(s)
 }
 
+// replyHeader returns what observers have set for the header of the response, nil if that is nothing.
+func (in *inbound) replyHeader() *grpcwire.ReplyHeader {
+	if h := in.call.Header(); len(h) > 0 {
+		return grpcwire.NewReplyHeader(fromReply(h))
+	}
+	return nil
+}
+
 // hold keeps the call from ending. It reports false if the call has ended: goroutines of a handler may briefly outlive it.
 func (s *serverStream) hold() bool {
 	for {

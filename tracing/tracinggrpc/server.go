@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/tracing"
 	"github.com/nosidecar/mesh/tracing/internal/spans"
 )
@@ -39,11 +40,11 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream)}
 }
 
-// begin starts the span. It returns the context for the handler.
-func (s *Server) begin(ctx context.Context, method string) (context.Context, error) {
+// begin starts the span. It returns the context for the handler, and the header of the response.
+func (s *Server) begin(ctx context.Context, method string) (context.Context, *grpcwire.ReplyHeader, error) {
 	s.once.Do(func() { s.tracer, s.err = spans.New(spans.Config(s.Config)) })
 	if s.err != nil {
-		return nil, grpcstatus.Wrap(codes.Internal, s.err)
+		return nil, nil, grpcstatus.Wrap(codes.Internal, s.err)
 	}
 	md, _ := metadata.FromIncomingContext(ctx) // a copy
 	untrusted := s.Untrusted != nil && s.Untrusted(ctx)
@@ -65,37 +66,38 @@ func (s *Server) begin(ctx context.Context, method string) (context.Context, err
 	ctx = s.tracer.StartInbound(ctx, &spans.Request{
 		Request: req, RPC: true, Restart: untrusted, NewID: untrusted,
 	})
-	if s.Config.EchoRequestID {
-		if id := spans.RequestID(ctx); id != "" {
-			_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", id)) // fails only if there can be no response anymore
-		}
+	if id := spans.RequestID(ctx); s.Config.EchoRequestID && id != "" {
+		return ctx, grpcwire.NewReplyHeader(metadata.Pairs("x-request-id", id)), nil
 	}
-	return ctx, nil
+	return ctx, nil, nil
 }
 
 func end(ctx context.Context, err error) {
 	spans.EndInbound(ctx, &spans.Response{RPC: true, Code: uint32(grpcstatus.Code(err))})
 }
 
-func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
-	if ctx, err = s.begin(ctx, info.FullMethod); err != nil {
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	ctx, header, err := s.begin(ctx, info.FullMethod)
+	if err != nil {
 		return nil, err
 	}
 	result := errPanic
 	defer func() { end(ctx, result) }()
 	reply, err := handler(ctx, req)
+	header.End(ctx, err)
 	result = err
 	return reply, err
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, err := s.begin(ss.Context(), info.FullMethod)
+	ctx, header, err := s.begin(ss.Context(), info.FullMethod)
 	if err != nil {
 		return err
 	}
 	result := errPanic
 	defer func() { end(ctx, result) }()
-	result = handler(srv, &serverStream{ss, ctx})
+	result = handler(srv, header.Stream(&serverStream{ss, ctx}))
+	header.End(ctx, result)
 	return result
 }
 

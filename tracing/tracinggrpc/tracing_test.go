@@ -312,6 +312,8 @@ func TestEchoRequestID(t *testing.T) {
 		server := &tracinggrpc.Server{Config: tracing.Config{EchoRequestID: echo}}
 		target := grpctest.Serve(t, &grpctest.Service{Unary: grpctest.Echo, Bidi: func(s grpctest.BidiServer) error {
 			return status.Error(codes.NotFound, "none")
+		}, Output: func(_ *grpctest.In, s grpctest.OutServer) error {
+			return s.Send(&grpctest.Out{})
 		}}, server.ServerOptions()...)
 		client := grpctest.NewClient(grpctest.Dial(t, target))
 		ctx := metadata.AppendToOutgoingContext(t.Context(), "x-request-id", "id-1")
@@ -326,11 +328,24 @@ func TestEchoRequestID(t *testing.T) {
 		if _, err := stream.Recv(); status.Code(err) != codes.NotFound {
 			t.Fatal(err)
 		}
-		ofStream, err := stream.Header()
+		if md, _ := stream.Header(); md != nil { // no client would retry the call
+			t.Errorf("echo %t: the error comes after a header, %v", echo, md)
+		}
+		output, err := client.StreamingOutputCall(ctx, &grpctest.In{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, md := range []metadata.MD{header, ofStream} {
+		ofStream, err := output.Header()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := output.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := output.Recv(); err != io.EOF {
+			t.Fatal(err)
+		}
+		for _, md := range []metadata.MD{header, stream.Trailer(), ofStream} {
 			if got := md.Get("x-request-id"); slices.Equal(got, []string{"id-1"}) != echo {
 				t.Errorf("echo %t: the answer has the request ids %q", echo, got)
 			}
