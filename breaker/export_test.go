@@ -4,7 +4,7 @@ package breaker
 var ResultOf = resultOf
 
 // Has reports whether the status is in the set.
-func (c Codes) Has(code int) bool { return c.has(code) }
+func (c StatusSet) Has(code int) bool { return c.set.Has(code) }
 
 // Config returns the configuration of the circuit, with defaults filled in.
 func (c *Circuit) Config() Config { return c.cfg }

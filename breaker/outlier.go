@@ -108,7 +108,7 @@ func NewOutlier(cfg OutlierConfig, onEvent func(Event)) (*Outlier, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Outlier{cfg: cfg, least: int16(cfg.ErrorCodes.least()), start: time.Now()}
+	o := &Outlier{cfg: cfg, least: int16(cfg.ErrorCodes.set.Least()), start: time.Now()}
 	o.compares = cfg.SuccessRate || cfg.FailureFraction > 0
 	o.due.Store(int64(cfg.Interval))
 	o.events.handler = onEvent
@@ -285,7 +285,7 @@ func (t *Tracker) Report(r Result) {
 		t.fail(func(s streak) streak { s.local++; return s })
 		return
 	}
-	failed := local || code >= int(o.least) && o.cfg.ErrorCodes.has(code)
+	failed := local || code >= int(o.least) && o.cfg.ErrorCodes.set.Has(code)
 	if o.compares {
 		add := uint64(1) << 32
 		if !failed {

@@ -33,7 +33,7 @@ type OutlierConfig struct {
 
 	// ErrorCodes are the statuses that count as errors. A status below 500 counts like a 500. The zero value means 500 to
 	// 599.
-	ErrorCodes Codes
+	ErrorCodes StatusSet
 
 	// Interval is the time between two sweeps. A sweep readmits endpoints, and applies the two rules that compare
 	// endpoints. 0 means 10 seconds.
@@ -101,7 +101,7 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 	if c.SplitLocalOrigin {
 		c.ConsecutiveLocalOrigin = cmp.Or(c.ConsecutiveLocalOrigin, 5)
 	}
-	c.ErrorCodes = cmp.Or(c.ErrorCodes, Codes{}.With(500, 599))
+	c.ErrorCodes = cmp.Or(c.ErrorCodes, serverErrors())
 	c.Interval = cmp.Or(c.Interval, 10*time.Second)
 	c.BaseEjection = cmp.Or(c.BaseEjection, 30*time.Second)
 	c.MaxEjection = cmp.Or(c.MaxEjection, max(300*time.Second, c.BaseEjection))
@@ -158,8 +158,8 @@ func (c *OutlierConfig) check() error {
 	if !(c.SuccessRateFactor >= 0 && c.SuccessRateFactor <= math.MaxFloat64) {
 		return fmt.Errorf("breaker: OutlierConfig.SuccessRateFactor is %v, want 0 or more", c.SuccessRateFactor)
 	}
-	if c.ErrorCodes.invalid {
-		return fmt.Errorf("breaker: OutlierConfig.ErrorCodes has a range that is empty or not within %d to %d", statusset.Min, statusset.Max)
+	if !c.ErrorCodes.set.Valid() {
+		return fmt.Errorf("breaker: OutlierConfig.ErrorCodes has a code that is not within %d to %d", statusset.Min, statusset.Max)
 	}
 	if c.ConsecutiveLocalOrigin != 0 && !c.SplitLocalOrigin {
 		return errors.New("breaker: OutlierConfig has ConsecutiveLocalOrigin without SplitLocalOrigin, want both")
@@ -167,32 +167,18 @@ func (c *OutlierConfig) check() error {
 	return nil
 }
 
-// Codes is a set of HTTP statuses. The zero Codes is empty. Codes can be compared with ==.
-type Codes struct {
-	set     statusset.Set
-	invalid bool // With got a range that it could not add; NewOutlier reports it
+// StatusSet is a set of HTTP status codes from 100 to 599. The zero value is empty. It is comparable.
+type StatusSet struct {
+	set statusset.Set
 }
 
-// With returns c with the statuses from first to last added to it. 100 <= first <= last <= 599 must
-// hold, or [NewOutlier] rejects the set.
-func (c Codes) With(first, last int) Codes {
-	c.invalid = c.invalid || first > last
-	for code := first; code <= last && !c.invalid; code++ {
-		c.invalid = !c.set.Add(code)
+// Codes returns the set of the given codes. With a code outside 100 to 599, [OutlierConfig.Validate] rejects it.
+func Codes(codes ...int) StatusSet { return StatusSet{statusset.Of(codes...)} }
+
+// serverErrors are the statuses from 500 to 599.
+func serverErrors() (s StatusSet) {
+	for code := 500; code <= statusset.Max; code++ {
+		s.set.Add(code)
 	}
-	return c
-}
-
-// least returns the least status in the set.
-func (c Codes) least() int {
-	for code := statusset.Min; code < statusset.Max; code++ {
-		if c.has(code) {
-			return code
-		}
-	}
-	return statusset.Max
-}
-
-func (c Codes) has(code int) bool {
-	return c.set.Has(code)
+	return s
 }

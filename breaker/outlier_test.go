@@ -113,10 +113,10 @@ func TestTracker_ConsecutiveRules(t *testing.T) {
 			list(2, breaker.Reset), breaker.ConsecutiveLocalOrigin},
 		{"split: off", breaker.OutlierConfig{SplitLocalOrigin: true, ConsecutiveLocalOrigin: -1},
 			list(1000, breaker.ConnectFailure), ""},
-		{"other codes", breaker.OutlierConfig{ErrorCodes: breaker.Codes{}.With(429, 429).With(503, 503)},
+		{"other codes", breaker.OutlierConfig{ErrorCodes: breaker.Codes(429, 503)},
 			list(s429, s503, s429, s503, s429), breaker.Consecutive5xx},
-		{"a 5xx that is not one of them", breaker.OutlierConfig{ErrorCodes: breaker.Codes{}.With(429, 429)}, list(99, s500), ""},
-		{"local failures always are", breaker.OutlierConfig{ErrorCodes: breaker.Codes{}.With(429, 429)},
+		{"a 5xx that is not one of them", breaker.OutlierConfig{ErrorCodes: breaker.Codes(429)}, list(99, s500), ""},
+		{"local failures always are", breaker.OutlierConfig{ErrorCodes: breaker.Codes(429)},
 			list(5, breaker.Timeout), breaker.Consecutive5xx},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -651,13 +651,13 @@ func TestResultOf(t *testing.T) {
 }
 
 func TestCodes(t *testing.T) {
-	codes := breaker.Codes{}.With(100, 100).With(163, 164).With(599, 599)
+	codes := breaker.Codes(100, 163, 164, 599)
 	for code := -1; code < 700; code++ {
 		if got, want := codes.Has(code), code == 100 || code == 163 || code == 164 || code == 599; got != want {
 			t.Errorf("Has(%d) = %v", code, got)
 		}
 	}
-	if codes != (breaker.Codes{}).With(599, 599).With(163, 164).With(100, 100) {
+	if codes != breaker.Codes(599, 164, 163, 100) {
 		t.Error("equal sets are not ==")
 	}
 }
@@ -679,9 +679,9 @@ func TestNewOutlier_Rejects(t *testing.T) {
 		{"negative base", breaker.OutlierConfig{BaseEjection: -1}},
 		{"negative jitter", breaker.OutlierConfig{Jitter: -1}},
 		{"bound below base", breaker.OutlierConfig{BaseEjection: time.Minute, MaxEjection: time.Second}},
-		{"no such status", breaker.OutlierConfig{ErrorCodes: breaker.Codes{}.With(500, 600)}},
-		{"status backwards", breaker.OutlierConfig{ErrorCodes: breaker.Codes{}.With(503, 500)}},
-		{"status zero", breaker.OutlierConfig{ErrorCodes: breaker.Codes{}.With(0, 500)}},
+		{"no such status", breaker.OutlierConfig{ErrorCodes: breaker.Codes(500, 600)}},
+		{"no status at all", breaker.OutlierConfig{ErrorCodes: breaker.Codes(-1)}},
+		{"status zero", breaker.OutlierConfig{ErrorCodes: breaker.Codes(0, 500)}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if _, err := breaker.NewOutlier(test.cfg, nil); err == nil {

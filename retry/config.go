@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/statusset"
 )
 
 // Config says what is retried, how often and how fast. The zero Config retries nothing.
@@ -85,6 +86,8 @@ func NewPolicy(config Config) (*Policy, error) {
 		return nil, fmt.Errorf("retry: Config.MaxBackoff is %v, want 0 or more", c.MaxBackoff)
 	case c.On.Conditions&^allConditions != 0:
 		return nil, fmt.Errorf("retry: Config.On has the unknown conditions %#x", uint32(c.On.Conditions&^allConditions))
+	case !c.On.Status.set.Valid():
+		return nil, fmt.Errorf("retry: Config.On.Status has a code that is not within %d to %d", statusset.Min, statusset.Max)
 	}
 	if c.On == (On{}) {
 		c.On.Conditions = GatewayError | ConnectFailure | RefusedStream

@@ -70,14 +70,8 @@ type StatusSet struct {
 	set statusset.Set
 }
 
-// Codes returns the set of the given codes. Codes outside 100 to 599, which no response has, are dropped.
-func Codes(codes ...int) StatusSet {
-	var s StatusSet
-	for _, code := range codes {
-		s.set.Add(code)
-	}
-	return s
-}
+// Codes returns the set of the given codes. With a code outside 100 to 599, which no response has, [Config.Validate] rejects it.
+func Codes(codes ...int) StatusSet { return StatusSet{statusset.Of(codes...)} }
 
 func (s *StatusSet) has(code int) bool {
 	return s.set.Has(code)
@@ -185,11 +179,8 @@ func (o *On) least() int {
 		return 0
 	}
 	least := math.MaxInt
-	for code := statusset.Min; code <= statusset.Max && o.Status != (StatusSet{}); code++ {
-		if o.Status.has(code) {
-			least = code
-			break
-		}
+	if o.Status != (StatusSet{}) {
+		least = o.Status.set.Least()
 	}
 	for _, of := range [...]struct {
 		condition Condition

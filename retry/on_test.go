@@ -96,6 +96,14 @@ func TestCodes(t *testing.T) {
 	if has(s, -1) {
 		t.Error("Has(-1)")
 	}
+	for _, code := range []int{99, 600, -1, 0, 1 << 40} {
+		if err := (retry.Config{On: retry.On{Status: retry.Codes(503, code)}}).Validate(); err == nil || !strings.Contains(err.Error(), "Config.On.Status") {
+			t.Errorf("code %d: %v", code, err)
+		}
+	}
+	if err := (retry.Config{On: retry.On{Status: retry.Codes(100, 599)}}).Validate(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestOn holds the conditions to Envoy's meaning: each condition against each outcome.

@@ -226,9 +226,11 @@ func (s *Settings) outliers(o *OutlierDetection) {
 	if s.Outlier.SplitLocalOrigin {
 		s.Outlier.ConsecutiveLocalOrigin = count(o.ConsecutiveLocalOriginFailures)
 	}
-	for _, code := range o.HTTPErrorCodes {
-		s.Outlier.ErrorCodes = s.Outlier.ErrorCodes.With(int(code), int(code))
+	codes := make([]int, len(o.HTTPErrorCodes))
+	for i, code := range o.HTTPErrorCodes {
+		codes[i] = int(code)
 	}
+	s.Outlier.ErrorCodes = breaker.Codes(codes...)
 	s.Balancer.PanicFraction = float64(o.MinHealthPercent) / 100
 }
 
