@@ -21,8 +21,8 @@
 // The name of a gRPC call is its method. At the server, it is "grpc" if the method is not implemented, or if the call was refused before
 // the server saw it: callers could make up any number of names. rpc.method_original has the method then.
 //
-// Client spans treat 4xx and 5xx as errors, server spans only 5xx. A call that its caller canceled is not an error. Spans end with
-// the body of the response.
+// Client spans treat 4xx and 5xx as errors, server spans only 5xx. A call or a request whose caller gave up is not an error. Spans
+// end with the body of the response.
 //
 // Values that peers and callers choose are bounded. A span has at most 256 bytes of a path, a path with its query, a User-Agent, a
 // host, an unknown method, the name of a gRPC method, and a header that documents add, as with Envoy's max_path_tag_length, and at

@@ -63,8 +63,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var answer response.Recorder
 	returned := false
 	defer func() {
-		// A proxy panics, too, if its caller is gone.
-		end := spans.Response{Status: answer.Status, Broken: !returned && ctx.Err() != context.Canceled, Route: r.Pattern}
+		gone := ctx.Err() == context.Canceled // then a proxy panics, too
+		end := spans.Response{Status: answer.Status, Broken: !returned && !gone, Gone: gone, Route: r.Pattern}
 		if returned {
 			end.Status = answer.Code()
 		}

@@ -409,6 +409,31 @@ func TestPanics(t *testing.T) {
 	}
 }
 
+// A proxy panics if its caller is gone. That is no error of the server.
+func TestCallersThatAreGone(t *testing.T) {
+	provider, spans := recorder()
+	h := &tracing.Handler{Config: tracing.Config{Provider: provider}, Next: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		panic(http.ErrAbortHandler)
+	})}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, contentType := range []string{"", "application/grpc"} {
+		req := httptest.NewRequestWithContext(ctx, http.MethodPost, "/a.B/C", nil)
+		req.ProtoMajor = 2
+		req.Header.Set("Content-Type", contentType)
+		func() {
+			defer func() { _ = recover() }()
+			h.ServeHTTP(httptest.NewRecorder(), req)
+		}()
+	}
+	for _, s := range spans.Ended() {
+		if s.Status().Code != codes.Unset {
+			t.Errorf("%s: %v, %v", s.Name(), s.Status(), s.Attributes())
+		}
+	}
+	wantAttributes(t, spans.Ended()[1], map[string]string{"rpc.response.status_code": "CANCELLED", "error.type": ""})
+}
+
 // counting counts the spans that are started.
 type counting struct {
 	trace.TracerProvider

@@ -153,7 +153,7 @@ func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.C
 
 func (o *observer) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 	const broken = mesh.FlagConnectionTerminated | mesh.FlagRemoteReset
-	e := spans.Response{Status: in.Status, Broken: in.Flags&broken != 0, Route: in.Pattern}
+	e := spans.Response{Status: in.Status, Broken: in.Flags&broken != 0, Gone: in.Flags&mesh.FlagCallerGone != 0, Route: in.Pattern}
 	if in.Flags != 0 {
 		e.Flags = in.Flags.String()
 	}

@@ -217,6 +217,7 @@ func serverAttributes(r *Request) []attribute.KeyValue {
 type Response struct {
 	Status  int    // the HTTP status; 0 if the response was cut off before it began
 	Broken  bool   // the handler has panicked, so the response was cut off if it had begun
+	Gone    bool   // the caller was gone before the handler returned, which is no error
 	RPC     bool   // it is the response to a gRPC call, with Code
 	Code    uint32 // the gRPC status
 	Unknown bool   // the gRPC method may not exist
@@ -241,6 +242,7 @@ func EndInbound(ctx context.Context, r *Response) {
 		if grpccode.ServerFault(r.Code) {
 			fail(span, name)
 		}
+	case r.Status == 0 && r.Gone:
 	case r.Status == 0:
 		fail(span, other)
 	default:
@@ -265,9 +267,12 @@ func EndInbound(ctx context.Context, r *Response) {
 
 // Answer makes r the response to a gRPC call. The code is -1 if there was none. refused means that the server never saw the call.
 func (r *Response) Answer(code int, refused bool) {
-	const unknown, unimplemented = 2, 12
-	if r.RPC, r.Code = true, unknown; code >= 0 {
+	const canceled, unknown, unimplemented = 1, 2, 12
+	switch r.RPC, r.Code = true, unknown; {
+	case code >= 0:
 		r.Code = uint32(code)
+	case r.Gone:
+		r.Code = canceled
 	}
 	r.Unknown = refused || code == unimplemented
 }
