@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -213,8 +214,11 @@ const (
 	mostFailures = 1000
 )
 
+// ownPort is the port of this end in the text of a network error, such as "read udp 10.0.0.9:40000->10.0.0.1:53: i/o timeout".
+var ownPort = regexp.MustCompile(`:[0-9]+->`)
+
 func (j *journal) discoveryFailed(service discovery.Service, err error) {
-	if !j.again(fmt.Sprintf("%s: %v", service.Host, err)) {
+	if !j.again(service.Host + ": " + ownPort.ReplaceAllString(err.Error(), "->")) { // each connection has a port of its own
 		j.to().Warn("mesh: discovery failed, the last endpoints stay", "service", service.Host, "error", err)
 	}
 }

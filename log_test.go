@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -322,12 +323,16 @@ func TestLog_OpenWorkload(t *testing.T) {
 	}
 }
 
-// outage is a registry that cannot be reached, and says so each second.
+// outage is a registry that does not answer, and says so each second. Each of its connections has a port of its own.
 type outage struct{}
 
 func (outage) Watch(ctx context.Context, service discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
 	return func(yield func([]discovery.Endpoint, error) bool) {
-		for ctx.Err() == nil && yield(nil, errors.New("registry unreachable")) {
+		failure := func(port int) error {
+			return fmt.Errorf("registry: %w", &net.OpError{Op: "read", Net: "udp", Err: os.ErrDeadlineExceeded,
+				Source: &net.UDPAddr{IP: net.IPv4(10, 0, 0, 9), Port: port}, Addr: &net.UDPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 53}})
+		}
+		for port := 40_000; ctx.Err() == nil && yield(nil, failure(port)); port++ {
 			select {
 			case <-time.After(time.Second):
 			case <-ctx.Done():
