@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"cmp"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"time"
 )
@@ -140,9 +141,8 @@ func (c *consumer[T]) begun(b batch) error {
 	case b.unmarked:
 		c.Client.lists.Store(true)
 		return errUnmarked
-	case b.end != nil:
-		var e *Error
-		c.list = c.list || errors.As(b.end, &e)
+	case b.end != nil: // if the connection is not the reason, the server may not be able to stream lists
+		c.list = c.list || b.end != io.EOF && !errors.Is(b.end, errCut)
 	default:
 		c.silence.Reset(quiet)
 	}
