@@ -6,11 +6,13 @@ import (
 	"net/http/httptest"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy/telemetry"
@@ -105,4 +107,57 @@ func TestLongMetadataIsNotKept(t *testing.T) {
 		t.Error("the long values were not refused")
 	}
 	runtime.KeepAlive(o)
+}
+
+// stalled is a registry that does not gather.
+type stalled struct {
+	prometheus.Registerer
+	collector prometheus.Collector
+}
+
+func (r *stalled) Register(c prometheus.Collector) error {
+	r.collector = c
+	return nil
+}
+
+func (*stalled) Unregister(prometheus.Collector) bool { return true }
+
+// A scrape that does not go on stops no call, to a known endpoint or to another one.
+func TestAStalledScrapeStopsNoCalls(t *testing.T) {
+	var registry stalled
+	m, err := metrics.New(metrics.Config{Registerer: &registry, MaxEndpoints: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := m.Observer()
+	attempt := func(endpoint string) {
+		c := call(t, "orders.default.svc.cluster.local", &discovery.Endpoint{}, "")
+		c.Last.Endpoint, c.Last.Start, c.Last.Status, c.Last.GRPCStatus = endpoint, c.Start, 200, -1
+		o.AttemptEnd(t.Context(), c.Last)
+		ends(o, c)
+	}
+	attempt("10.0.0.1:80")
+	attempt("10.0.0.2:80")
+	var scrape sync.WaitGroup
+	ch := make(chan prometheus.Metric)
+	scrape.Go(func() {
+		defer close(ch)
+		registry.collector.Collect(ch)
+	})
+	for metric := range ch {
+		if strings.Contains(metric.Desc().String(), "mesh_attempt_duration_milliseconds") {
+			break // another one waits to be taken
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		attempt("10.0.0.1:80")
+		attempt("10.0.0.3:80")
+	}()
+	await.Receive(t, "the end of the calls", done)
+	for range ch {
+	}
+	scrape.Wait()
+	m.Close()
 }

@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -121,12 +122,13 @@ func (ts *tails) of(key tailKey, now int64) *tail {
 
 func (ts *tails) collect(ch chan<- prometheus.Metric, before int64) {
 	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	for key, t := range ts.all {
-		if used := t.used.Load(); used < before && t.used.CompareAndSwap(used, expired) {
-			delete(ts.all, key)
-			continue
-		}
+	maps.DeleteFunc(ts.all, func(_ tailKey, t *tail) bool {
+		used := t.used.Load()
+		return used < before && t.used.CompareAndSwap(used, expired)
+	})
+	all := slices.Collect(maps.Values(ts.all))
+	ts.mu.Unlock()
+	for _, t := range all {
 		ch <- t
 	}
 }
