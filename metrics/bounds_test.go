@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"runtime"
@@ -23,6 +24,7 @@ import (
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/metrics/internal/peermeta"
+	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -144,6 +146,19 @@ func TestUnknownHostsShareOneValue(t *testing.T) {
 		"destination_service_namespace", "shop") {
 		t.Errorf("a call that reached nobody is %v", s)
 	}
+}
+
+// A server is the service that it is, whatever the Host header of a request says.
+func TestHostHeadersAreNoLabels(t *testing.T) {
+	p := newProcess(t, metrics.Config{Workload: policy.Workload{Namespace: "shop"}, Name: "order-v1", Service: "order"})
+	o := p.Observer()
+	for i := range 3 {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Host = fmt.Sprintf("host-%d.example.com", i)
+		o.InboundEnd(t.Context(), &mesh.Inbound{Request: r, Start: time.Now(), Status: 200, GRPCStatus: -1})
+	}
+	p.is(t, 3, "istio_requests_total", "destination_service", "order.shop.svc.cluster.local", "destination_service_name", "order",
+		"destination_service_namespace", "shop")
 }
 
 // Hosts outside the mesh share one value from the first on.
