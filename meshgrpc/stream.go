@@ -231,7 +231,7 @@ func (s *stream) judge(t *try, r grpcreplay.Reply) {
 	t.over = true
 	t.mu.Unlock()
 	if r.Err != nil {
-		t.judge(r.Err, r.Begun && s.replayed.Committed())
+		t.judge(r.Err)
 		return
 	}
 	t.status, t.header, t.stream = http.StatusOK, r.Header, &s.replayed

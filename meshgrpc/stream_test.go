@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -559,6 +561,48 @@ func TestLimitOfACommittedStreamIsToldAsItIs(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A stream that cannot be sent again fails like any other if its connection is lost before it is answered.
+func TestCommittedStreamThatIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, endpoint, _ := inMemory(t, &grpctest.Service{
+			Bidi: func(stream grpctest.BidiServer) error {
+				for {
+					if _, err := stream.Recv(); err != nil {
+						return err
+					}
+				}
+			},
+		})
+		var conn net.Conn
+		transport := mesh.WithTransport(&http.Transport{DialContext: func(ctx context.Context, to, address string) (_ net.Conn, err error) {
+			conn, err = network.DialContext(ctx, to, address)
+			return conn, err
+		}})
+		ends := make(chan mesh.Call, 1)
+		m := meshtest.New(t, threeTries, transport, echoAt(endpoint), mesh.WithObserver(mesh.Observer{
+			CallEnd: func(_ context.Context, c *mesh.Call) { ends <- *c },
+		}))
+		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+		for _, room := range []int{256 << 10, 10} {
+			stream, err := client.FullDuplexCall(bounded(t), grpc.MaxRetryRPCBufferSize(room))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := stream.Send(&grpctest.In{Payload: grpctest.Large('a')}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait() // until the server has the message
+			conn.Close()
+			_, err = stream.Recv()
+			end := <-ends
+			failed, ok := errors.AsType[*mesh.Error](err)
+			if !ok || status.Code(err) != codes.Unavailable || failed.Flags != end.Flags || end.Status != 0 || end.Flags&mesh.FlagConnectionTerminated == 0 {
+				t.Errorf("room for %d bytes: %v; observers see %d, %v", room, err, end.Status, end.Flags)
+			}
+		}
+	})
 }
 
 // Header, Trailer and Context of a stream are those of its last try.

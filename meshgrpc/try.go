@@ -244,9 +244,8 @@ func (e *end) ended(info balancer.DoneInfo) {
 	ends.Put(e)
 }
 
-// judge sets the result of a try that gRPC has ended with err. If committed, no other try can follow, and the failure counts as a
-// response that began and then broke off.
-func (t *try) judge(err error, committed bool) {
+// judge sets the result of a try that gRPC has ended with err.
+func (t *try) judge(err error) {
 	t.mu.Lock()
 	t.over = true
 	t.mu.Unlock() // no other goroutine writes from here on
@@ -262,6 +261,7 @@ func (t *try) judge(err error, committed bool) {
 		return
 	case ended(t.Context, t.code):
 		t.rest = context.Cause(t.Context)
+		return
 	case grpcstatus.TrailersOnly(t.trailer):
 		t.status = http.StatusOK
 		if key := grpcwire.LimitedBy(err); key != "" && t.trailer[key] == nil {
@@ -277,8 +277,7 @@ func (t *try) judge(err error, committed bool) {
 		return
 	case t.call.closed(err):
 		t.err, t.code, t.rest = errClosing, codes.Canceled, errClosing
-		committed = committed || t.received
-	case isHTTP && !committed:
+	case isHTTP:
 		t.status = httpStatus
 		return
 	default:
@@ -290,9 +289,8 @@ func (t *try) judge(err error, committed bool) {
 			}
 			t.rest = err
 		}
-		committed = committed || t.received
 	}
-	if committed {
+	if t.received { // a response began, and then broke off
 		t.status = http.StatusOK
 	}
 }

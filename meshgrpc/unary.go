@@ -131,7 +131,7 @@ func (u *unary) send(t *try) (pending bool) {
 		opts = append(opts, grpc.Header(&t.header))
 	}
 	size := u.size(u.message) // before the message is sent, since it may change afterwards
-	t.judge(u.invoker(u.lend(t), u.sent.method, u.message, u.reply, u.cc, opts...), false)
+	t.judge(u.invoker(u.lend(t), u.sent.method, u.message, u.reply, u.cc, opts...))
 	if o := u.observed; o != nil && t.begun && !o.told {
 		o.told = true
 		o.sent.Add(size)
