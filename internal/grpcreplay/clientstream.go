@@ -71,43 +71,32 @@ func (s *Stream) answered() *try {
 // RecvMsg implements grpc.ClientStream.
 func (s *Stream) RecvMsg(m any) error {
 	if t := s.receives.Load(); t != nil && !s.got {
-		var err error
-		if s.answer.Limits == nil {
-			err = t.cs.RecvMsg(m)
-		} else {
-			err = s.receive(t, m)
-		}
-		if err != nil {
+		if err := s.receive(t, m); err != nil {
 			return s.broke(t, m, err)
 		}
-		if s.config.Meter != nil {
-			s.receivedMessage(m)
-		}
+		s.receivedMessage(m)
 		return nil
 	}
 	t, over, err := s.wait(m)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case over && !s.got:
+		return s.ended(t, m)
+	case s.config.Meter != nil:
+		s.in = m
 	}
-	if !over || s.got {
-		if s.config.Meter != nil {
-			s.in = m
-		}
-		err := s.receive(t, m)
-		if err == nil {
-			if s.config.Meter != nil && s.config.Desc.ServerStreams {
-				s.receivedMessage(m)
-			}
-			if !s.config.Desc.ServerStreams { // there is only one message
-				t.over(nil)
-				t.end()
-			}
-			s.in = nil // the message now belongs to the caller
-			return nil
-		}
+	if err := s.receive(t, m); err != nil {
 		return s.broke(t, m, err)
 	}
-	return s.ended(t, m)
+	if s.config.Desc.ServerStreams {
+		s.receivedMessage(m)
+	} else { // there is only one message
+		t.over(nil)
+		t.end()
+	}
+	s.in = nil // the message now belongs to the caller
+	return nil
 }
 
 // broke ends the stream of t, from which RecvMsg got err instead of the message m, and returns the error for the caller.
@@ -134,17 +123,35 @@ func (s *Stream) ended(t *try, m any) error {
 	return io.EOF
 }
 
+// size returns the size of a message for the Meter, if there is one. A message that is sent may change afterwards.
+func (s *Stream) size(m any) (size int) {
+	if s.config.Meter != nil {
+		size, _ = grpcwire.MessageSize(m)
+	}
+	return size
+}
+
+// sentMessage reports a message of the given size to the Meter.
+func (s *Stream) sentMessage(size int) {
+	if s.config.Meter != nil {
+		s.config.Meter.Sent(size)
+	}
+}
+
 // receivedMessage reports a received message to the Meter.
 func (s *Stream) receivedMessage(m any) {
-	size, _ := grpcwire.MessageSize(m)
-	s.config.Meter.Received(size)
+	if s.config.Meter != nil {
+		s.config.Meter.Received(s.size(m))
+	}
 }
 
 // receive waits for a message, within the limits.
 func (s *Stream) receive(t *try, m any) error {
-	limits, got := s.answer.Limits, s.got
-	s.got = false
-	if limits != nil {
+	got := s.got
+	if got {
+		s.got = false
+	}
+	if limits := s.answer.Limits; limits != nil {
 		limits.Await()
 		defer limits.Received(nil) // End determines why the wait failed
 	}
@@ -163,13 +170,10 @@ func (s *Stream) SendMsg(m any) error {
 		return s.sendLast(t, m)
 	}
 	_, once := m.(*grpc.PreparedMsg) // gRPC sends such a message only once
+	size := s.size(m)
 	s.out = Message{Value: m}
 	defer s.out.Free()
 	var over *try
-	size := 0
-	if s.config.Meter != nil { // before it is sent, since it may change afterwards
-		size, _ = grpcwire.MessageSize(m)
-	}
 	for {
 		t, committed := s.await(over, once)
 		if t == nil {
@@ -184,9 +188,7 @@ func (s *Stream) SendMsg(m any) error {
 		switch {
 		case err == nil:
 			if committed || s.keep(t) {
-				if s.config.Meter != nil {
-					s.config.Meter.Sent(size)
-				}
+				s.sentMessage(size)
 				return nil
 			}
 		case err == io.EOF:
@@ -200,15 +202,12 @@ func (s *Stream) SendMsg(m any) error {
 
 // sendLast sends a message on the last try, and on no other.
 func (s *Stream) sendLast(t *try, m any) error {
-	size := 0
-	if s.config.Meter != nil { // before it is sent, since it may change afterwards
-		size, _ = grpcwire.MessageSize(m)
-	}
+	size := s.size(m)
 	t.clock.Sending()
 	err := t.cs.SendMsg(m)
 	t.clock.Sent()
-	if err == nil && s.config.Meter != nil {
-		s.config.Meter.Sent(size)
+	if err == nil {
+		s.sentMessage(size)
 	}
 	return err
 }

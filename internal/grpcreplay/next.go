@@ -77,7 +77,7 @@ type Result struct {
 func (s *Series) Begin(ctx context.Context, l *retry.Loop, tries Tries) Result {
 	*s = Series{limited: l.Limiter != nil}
 	l.Budget.Deposit()
-	return s.run(ctx, l, tries, s.try(ctx, l, tries))
+	return s.run(ctx, l, tries, nil)
 }
 
 // Holds reports whether a slot of the limiter is held for the try that is pending, so that its response should not be awaited for long.
@@ -85,20 +85,24 @@ func (s *Series) Holds() bool { return s.held && s.limited }
 
 // Resume goes on with the try that was pending, whose outcome await waits for. It may be pending again.
 func (s *Series) Resume(ctx context.Context, l *retry.Loop, tries Tries, await func() Outcome) Result {
-	returned := false
+	return s.run(ctx, l, tries, await)
+}
+
+// run makes tries. If await is not nil, it waits for the outcome of the first one, which was made before.
+func (s *Series) run(ctx context.Context, l *retry.Loop, tries Tries, await func() Outcome) (r Result) {
 	defer func() {
-		if !returned { // a panic or a Goexit
+		if !r.Pending { // maybe a panic or a Goexit
 			s.release(l)
 		}
 	}()
-	o := await()
-	returned = true
-	return s.run(ctx, l, tries, o)
-}
-
-// run goes on after a try with the outcome o.
-func (s *Series) run(ctx context.Context, l *retry.Loop, tries Tries, o Outcome) Result {
 	for {
+		var o Outcome
+		if await != nil {
+			o, await = await(), nil
+		} else {
+			s.n++
+			o = tries.Try(ctx, limitOf(ctx, l.Policy), int(s.n))
+		}
 		n := int(s.n)
 		if o.Pending {
 			return Result{Tries: n, Pending: true}
@@ -106,45 +110,16 @@ func (s *Series) run(ctx context.Context, l *retry.Loop, tries Tries, o Outcome)
 		s.release(l)
 		var wait time.Duration
 		var reason retry.Reason
-		if wait, reason, s.held = next(ctx, l, n, &o); !s.held {
+		wait, reason, s.held = next(ctx, l, n, &o)
+		switch {
+		case !s.held:
 			return Result{Tries: n, Reason: reason}
+		case !tries.Drop():
+			return Result{Tries: n, Reason: retry.BodyCommitted}
+		case pause.For(ctx, wait) != nil:
+			return Result{Tries: n, Reason: Ended(ctx), Gone: true}
 		}
-		if reason, gone := s.pause(ctx, l, tries, wait); reason != retry.Succeeded {
-			return Result{Tries: n, Reason: reason, Gone: gone}
-		}
-		o = s.try(ctx, l, tries)
 	}
-}
-
-// try makes the next try.
-func (s *Series) try(ctx context.Context, l *retry.Loop, tries Tries) Outcome {
-	returned := false
-	defer func() {
-		if !returned { // a panic or a Goexit
-			s.release(l)
-		}
-	}()
-	s.n++
-	o := tries.Try(ctx, limitOf(ctx, l.Policy), int(s.n))
-	returned = true
-	return o
-}
-
-// pause waits for the next try. It returns retry.Succeeded if that can be made.
-func (s *Series) pause(ctx context.Context, l *retry.Loop, tries Tries, wait time.Duration) (reason retry.Reason, gone bool) {
-	defer func() {
-		if reason != retry.Succeeded {
-			s.release(l)
-		}
-	}()
-	reason = retry.BodyCommitted // or a panic
-	if !tries.Drop() {
-		return reason, false
-	}
-	if pause.For(ctx, wait) != nil {
-		return Ended(ctx), true
-	}
-	return retry.Succeeded, false
 }
 
 // release gives back the slot of the limiter.

@@ -270,7 +270,7 @@ func (s *Stream) settle(a Answer) {
 // end calls Driver.End, once, for a stream whose last try was answered and is over.
 func (s *Stream) end() {
 	s.ending.Do(func() {
-		if s.config.Meter != nil && s.err == nil && !s.config.Desc.ServerStreams && s.in != nil {
+		if s.err == nil && !s.config.Desc.ServerStreams && s.in != nil {
 			s.receivedMessage(s.in) // gRPC ends such a stream within RecvMsg, before that returns the only message
 		}
 		s.instead = s.driver.End(s.err)
