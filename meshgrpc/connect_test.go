@@ -54,6 +54,62 @@ func TestSecondClientConnIsNotStarvedByMaxConnections(t *testing.T) {
 	}
 }
 
+// Calls for which a server allows no stream wait until there is one. Another connection is tried for them, but if it cannot be made, not again
+// for 10 seconds, and if documents allow none, not at all.
+func TestCallsThatWaitForAStream(t *testing.T) {
+	for _, test := range []struct {
+		name, documents string
+		dials, later    int32
+	}{
+		{"a server that takes no second connection", "", 2, 3},
+		{"maxConnections: 1", connectsIn("30s"), 1, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				answer := make(chan struct{})
+				network, endpoint, _ := inMemory(t, &grpctest.Service{
+					Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
+						<-answer
+						return &grpctest.Response{}, nil
+					},
+					Options: []grpc.ServerOption{grpc.MaxConcurrentStreams(1)},
+				})
+				var dials atomic.Int32
+				transport := mesh.WithTransport(&http.Transport{DialContext: func(ctx context.Context, to, address string) (net.Conn, error) {
+					if dials.Add(1) > 1 {
+						return nil, syscall.ECONNREFUSED
+					}
+					return network.DialContext(ctx, to, address)
+				}})
+				client := grpctest.NewClient(connect(t, meshtest.New(t, test.documents, transport, echoAt(endpoint)), "mesh:///echo"))
+				var calls sync.WaitGroup
+				call := func(want int32) {
+					calls.Go(func() {
+						if _, err := client.UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
+							t.Error(err)
+						}
+					})
+					synctest.Wait()
+					if n := dials.Load(); n != want {
+						t.Errorf("%d connections were tried, want %d", n, want)
+					}
+				}
+				call(1)
+				call(test.dials)
+				call(test.dials)
+				time.Sleep(10 * time.Second)
+				call(test.later)
+				call(test.later)
+				start := time.Now()
+				close(answer)
+				if calls.Wait(); time.Since(start) > 0 {
+					t.Errorf("the calls waited for %v although streams had ended", time.Since(start))
+				}
+			})
+		})
+	}
+}
+
 // connectTimeout covers everything up to the first frame of the server.
 func TestConnectTimeoutCoversASilentServer(t *testing.T) {
 	leak.Check(t)

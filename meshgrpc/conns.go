@@ -315,26 +315,19 @@ func (c *conn) fail(err error) {
 // changed is the state listener that gRPC calls. Its calls for a connection do not overlap.
 func (c *conn) changed(s balancer.SubConnState) {
 	switch s.ConnectivityState {
-	case connectivity.Ready:
-		if err := c.misused(nil); err != nil {
-			c.fail(err)
-			c.shutdown(nil)
-			return
-		}
-		c.begin()
 	case connectivity.Connecting:
 		c.move(connectivity.Connecting, nil)
-	case connectivity.TransientFailure:
-		err := s.ConnectionError
-		if err == nil {
-			err = errors.New("no connection")
-		}
-		if misused := c.misused(err); misused != nil {
+	case connectivity.Ready, connectivity.TransientFailure:
+		err := s.ConnectionError // nil if it is ready
+		switch misused := c.misused(err); {
+		case misused != nil:
 			c.fail(misused)
 			c.shutdown(nil)
-			return
+		case err != nil:
+			c.shutdown(connectError(c.group.link.Address(), err))
+		default:
+			c.begin()
 		}
-		c.shutdown(connectError(c.group.link.Address(), err))
 	case connectivity.Idle:
 		// The connection was made, and lost, perhaps before it became ready. The next call makes a new one.
 		c.shutdown(&lostError{connectError(c.group.link.Address(), errors.New("the connection was lost"))})

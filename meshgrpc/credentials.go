@@ -46,8 +46,29 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	return nc, nil
 }
 
+// side has what the credentials of clients and of servers share. Each can do the handshake of its own side only.
+type side struct{}
+
+var errOtherSide = errors.New("meshgrpc: these are the credentials of the other side")
+
+func (side) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errOtherSide
+}
+
+func (side) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errOtherSide
+}
+
+func (side) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "mesh"}
+}
+
+func (side) OverrideServerName(string) error {
+	return errors.New("meshgrpc: the server name is the mesh's")
+}
+
 // clientCredentials secures each connection as the mesh specifies: with mTLS, with TLS, or not at all.
-type clientCredentials struct{}
+type clientCredentials struct{ side }
 
 var errALPN = errors.New(`the server does not speak HTTP/2: it did not choose "h2"`)
 
@@ -102,19 +123,7 @@ func hostOf(authority string) string {
 	return authority
 }
 
-func (clientCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("meshgrpc: these are the credentials of a client")
-}
-
-func (clientCredentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "mesh"}
-}
-
 func (c clientCredentials) Clone() credentials.TransportCredentials { return c }
-
-func (clientCredentials) OverrideServerName(string) error {
-	return errors.New("meshgrpc: the server name is the mesh's")
-}
 
 // verified is the security of a TLS connection of a client. The mesh has verified the identity of the peer, so the authority of a
 // call, which documents may rewrite, need not match it.

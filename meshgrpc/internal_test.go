@@ -321,7 +321,7 @@ func TestConnectionThatCannotBeWrittenToIsForgotten(t *testing.T) {
 	}
 	defer m.Close()
 	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
-	conn, _, err := serverCredentials{s}.ServerHandshake(secure)
+	conn, _, err := serverCredentials{server: s}.ServerHandshake(secure)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -67,7 +67,7 @@ import (
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
 	return []grpc.ServerOption{
-		grpc.Creds(serverCredentials{s}),
+		grpc.Creds(serverCredentials{server: s}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: connectionAge(m)}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingAfter / 2, PermitWithoutStream: true}),
 		grpc.NumStreamWorkers(uint32(max(leastWorkers, workers*runtime.GOMAXPROCS(0)))),
@@ -275,12 +275,12 @@ func (in *inbound) End() {
 	}
 }
 
-// withdrawn returns an error if the call was ended because it is no longer allowed, and nil otherwise.
-func (in *inbound) withdrawn() error {
+// allowed returns err, or errDenied if the call was ended because it is no longer allowed.
+func (in *inbound) allowed(err error) error {
 	if in.entered.Withdrawn() {
 		return errDenied
 	}
-	return nil
+	return err
 }
 
 var errAgain = status.Error(codes.Internal, "an interceptor of the server has run the handler of the call twice")
@@ -309,8 +309,8 @@ func (s *server) unary(ctx context.Context, message any, info *grpc.UnaryServerI
 	}
 	header := in.replyHeader()
 	reply, err := handler(ctx, message)
-	if denied := in.withdrawn(); denied != nil {
-		reply, err = nil, denied
+	if err = in.allowed(err); err == errDenied {
+		reply = nil
 	}
 	header.End(ctx, err)
 	if observed && err == nil && ctx.Err() == nil { // otherwise it is not sent
@@ -332,10 +332,7 @@ func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 		in.passed.code, in.panicked = grpcstatus.Code(err), panicked
 		in.passed.release()
 	}()
-	err = handler(srv, header.Stream(passed))
-	if denied := in.withdrawn(); denied != nil {
-		err = denied
-	}
+	err = in.allowed(handler(srv, header.Stream(passed)))
 	header.End(&in.entered, err)
 	panicked = false
 	return err

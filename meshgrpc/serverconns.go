@@ -15,7 +15,10 @@ import (
 )
 
 // serverCredentials accepts the connections of the listener of the mesh, which are plaintext or have completed the TLS handshake.
-type serverCredentials struct{ server *server }
+type serverCredentials struct {
+	side
+	server *server
+}
 
 func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	secure, ok := raw.(*tls.Conn)
@@ -50,17 +53,7 @@ func textOf(addr net.Addr) string {
 
 var errClientALPN = errors.New(`the client does not speak HTTP/2: it did not offer "h2"`)
 
-func (serverCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("meshgrpc: these are the credentials of a server")
-}
-
-func (serverCredentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "mesh"}
-}
-
 func (c serverCredentials) Clone() credentials.TransportCredentials { return c }
-
-func (serverCredentials) OverrideServerName(string) error { return nil }
 
 // unsecured is the AuthInfo of a plaintext connection.
 type unsecured struct {
@@ -115,9 +108,7 @@ func (s *server) originOf(from *peer.Peer) origin {
 		state := info.State // a copy of info itself would be made for each call
 		o.state = &state
 	}
-	if from.Addr != nil {
-		o.address = from.Addr.String()
-	}
+	o.address = textOf(from.Addr)
 	return o
 }
 

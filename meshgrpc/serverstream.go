@@ -102,19 +102,13 @@ func answers(err error) bool {
 }
 
 func (s *serverStream) pass(sent bool, m any) error {
-	if denied := s.in.withdrawn(); denied != nil {
-		return denied
+	if s.in.entered.Withdrawn() {
+		return errDenied
 	}
-	var err error
 	if s.in.stream == nil { // ending the call does not wake goroutines that wait in the stream
-		err = s.passApart(sent, m)
-	} else {
-		err = s.through(sent, m)
+		return s.in.allowed(s.passApart(sent, m))
 	}
-	if denied := s.in.withdrawn(); denied != nil {
-		return denied
-	}
-	return err
+	return s.in.allowed(s.through(sent, m))
 }
 
 func (s *serverStream) through(sent bool, m any) error {
@@ -146,8 +140,8 @@ func (s *serverStream) passApart(sent bool, m any) error {
 	select {
 	case e = <-moved:
 	case <-s.in.entered.Done():
-		if denied := s.in.withdrawn(); denied != nil {
-			return denied
+		if s.in.entered.Withdrawn() {
+			return errDenied
 		}
 		e = <-moved
 	}
@@ -167,20 +161,12 @@ func (s *directStream) SendMsg(m any) error {
 	if s.in.entered.Withdrawn() {
 		return errDenied
 	}
-	err := s.ServerStream.SendMsg(m)
-	if s.in.entered.Withdrawn() {
-		return errDenied
-	}
-	return err
+	return s.in.allowed(s.ServerStream.SendMsg(m))
 }
 
 func (s *directStream) RecvMsg(m any) error {
 	if s.in.entered.Withdrawn() {
 		return errDenied
 	}
-	err := s.ServerStream.RecvMsg(m)
-	if s.in.entered.Withdrawn() {
-		return errDenied
-	}
-	return err
+	return s.in.allowed(s.ServerStream.RecvMsg(m))
 }
