@@ -110,6 +110,14 @@ func (c *compiler) readAccess(doc *yamldoc.Document, is *istio.AuthorizationPoli
 	if doc.Failed() {
 		return a
 	}
+	a.selected = is.Selects(w.Namespace, w.Labels, w.RootNamespace)
+	if is.Spec.Action == "CUSTOM" { // Check has left those for gateways
+		if a.selected {
+			doc.Errorf("spec.action", istio.NotCustom)
+		}
+		a.selected = false
+		return a
+	}
 	a.policy = is.Policy(w.TrustDomain)
 	config := authz.Config{Normalization: w.Paths}
 	if _, err := authz.Compile([]authz.Policy{a.policy}, config); err != nil {
@@ -122,7 +130,6 @@ func (c *compiler) readAccess(doc *yamldoc.Document, is *istio.AuthorizationPoli
 			unenforceable(strict, config, err, func(at, why string) { doc.Warnf(at, "%s", why) })
 		}
 	}
-	a.selected = is.Selects(w.Namespace, w.Labels, w.RootNamespace)
 	return a
 }
 

@@ -319,6 +319,10 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	}
 	switch state {
 	case catalog.Unknown, catalog.Refused:
+		if at := c.ofGateways(doc, r); state == catalog.Refused && at != "" {
+			doc.Warnf(at, "applies to gateways only, which do not exist in-process: it is skipped")
+			return r
+		}
 		if doc.Errorf("kind", "%s", message); state == catalog.Refused {
 			r.is = notEnforced{}
 		}

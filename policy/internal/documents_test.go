@@ -536,6 +536,11 @@ or the list of one kind that an API server returns (` + "`VirtualServiceList`" +
 (` + "`Status`, `Table`, `WatchEvent`" + `) are errors, and so is a field that a document has twice, even one that would be skipped: often the line
 ` + "`---`" + ` before the next document is missing.
 
+What is refused above is skipped, with a warning, where it acts in gateways alone: a route of the Gateway API whose ` + "`parentRefs`" + ` are all
+Gateways or ListenerSets; an EnvoyFilter whose patches all have ` + "`context: GATEWAY`" + `; an EnvoyFilter, WasmPlugin or TrafficExtension whose ` + "`targetRefs`" + ` are all
+Gateways, or that selects the gateways that Istio installs or makes: by the label ` + "`istio`" + ` or ` + "`app`" + ` with a value such as ` + "`ingressgateway`" + ` or
+` + "`istio-egressgateway`" + `, or by ` + "`gateway.networking.k8s.io/gateway-name`" + `. If the workload itself has these labels, it is refused.
+
 Documents have a ` + "`spec`" + `. Those of Istio may have a ` + "`status`" + `, which has no effect: it is written by the control plane. All
 kinds have the metadata of Kubernetes, whose name and namespace count:
 

@@ -158,6 +158,7 @@ var sections = []section{
 			"With the annotation `istio.io/dry-run` a policy is evaluated but not enforced.\n",
 		probes: []probe{
 			{`action: CUSTOM, provider: {name: opa}`, "rules: [{}], %s", "action", false},
+			{`selector: {matchLabels: {istio: ingressgateway}}, action: CUSTOM, provider: {name: opa}`, "rules: [{}], %s", "selector", false},
 			{`targetRef: {kind: Service, group: '', name: a}`, "%s", "targetRef", false},
 			{`targetRefs: [{kind: GatewayClass, group: gateway.networking.k8s.io, name: istio-waypoint}]`, "%s", "targetRefs[0]", false},
 			{`targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: a}]`, "%s", "targetRefs[0]", false},
@@ -201,6 +202,8 @@ var sections = []section{
 			{`issuer: a`, "jwtRules: [{%s}]", "jwtRules[0]", false},
 			{`outputClaimToHeaders: [{header: x_a, claim: b}]`, "jwtRules: [{issuer: a, jwksUri: 'https://a', %s}]", "header", false},
 			{`spaceDelimitedClaims: [sub]`, "jwtRules: [{issuer: a, jwksUri: 'https://a', %s}]", "jwtRules[0]", false},
+			{`targetRefs: [{kind: Service, group: '', name: a}]`, "%s", "targetRefs[0]", false},
+			{`targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: a}]`, "%s", "targetRefs[0]", false},
 			{`selector: {}`, "%s", "selector", false},
 		},
 	},

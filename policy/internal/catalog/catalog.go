@@ -37,6 +37,9 @@ const (
 	TrialGatewayGroup = "gateway.networking.x-k8s.io"
 )
 
+// ExtensionsGroup is the group of what extends the proxies of Istio.
+const ExtensionsGroup = "extensions.istio.io"
+
 // What to do about kinds that are refused.
 const (
 	routes      = "write a VirtualService of " + istio.Group
@@ -72,10 +75,10 @@ func Groups() map[string]API {
 			"WorkloadEntry": "list it in the endpoints of a ServiceEntry", "WorkloadGroup": "list its members in the endpoints of a ServiceEntry",
 			"EnvoyFilter": extensions, "ProxyConfig": "remove it: there is no proxy to configure",
 		}},
-		istio.SecurityGroup:   {Versions: []string{"v1beta1", "v1"}, Kinds: security},
-		istio.TelemetryGroup:  {Versions: []string{"v1alpha1", "v1"}, Kinds: enforced("Telemetry")},
-		"extensions.istio.io": {Instead: map[string]string{"WasmPlugin": extensions, "TrafficExtension": extensions}},
-		linkerd.Group:         {Versions: []string{"v1alpha1", "v1alpha2"}, Kinds: enforced("ServiceProfile")},
+		istio.SecurityGroup:  {Versions: []string{"v1beta1", "v1"}, Kinds: security},
+		istio.TelemetryGroup: {Versions: []string{"v1alpha1", "v1"}, Kinds: enforced("Telemetry")},
+		ExtensionsGroup:      {Instead: map[string]string{"WasmPlugin": extensions, "TrafficExtension": extensions}},
+		linkerd.Group:        {Versions: []string{"v1alpha1", "v1alpha2"}, Kinds: enforced("ServiceProfile")},
 		"policy.linkerd.io": {Instead: map[string]string{
 			"Server": permissions, "ServerAuthorization": permissions, "AuthorizationPolicy": permissions, "MeshTLSAuthentication": permissions,
 			"NetworkAuthentication": permissions, "HTTPRoute": routes, "HTTPLocalRateLimitPolicy": "set RateLimit of mesh.ServerConfig", "EgressNetwork": outside,
@@ -84,9 +87,9 @@ func Groups() map[string]API {
 		smi.SpecsGroup: {alpha, enforced("HTTPRouteGroup"), map[string]string{
 			"TCPRoute": permissions + ", with ports", "UDPRoute": noUDP}},
 		"access.smi-spec.io": {Instead: map[string]string{"TrafficTarget": permissions}},
-		GatewayGroup: {Kinds: map[string]State{"Gateway": Meaningless, "GatewayClass": Meaningless, "ListenerSet": Meaningless}, Instead: map[string]string{
+		GatewayGroup: {Kinds: map[string]State{"Gateway": Meaningless, "GatewayClass": Meaningless, "ListenerSet": Meaningless, "ReferenceGrant": Meaningless}, Instead: map[string]string{
 			"BackendLBPolicy": traffic, "HTTPRoute": routes, "GRPCRoute": routes, "TLSRoute": noTCPRoutes, "TCPRoute": noTCPRoutes, "UDPRoute": noUDP,
-			"BackendTLSPolicy": "set trafficPolicy.tls of a DestinationRule of " + istio.Group, "ReferenceGrant": "remove it: it is about routes that are not enforced",
+			"BackendTLSPolicy": "set trafficPolicy.tls of a DestinationRule of " + istio.Group,
 		}},
 		TrialGatewayGroup: {Kinds: map[string]State{"XListenerSet": Meaningless, "XMesh": Meaningless}, Instead: map[string]string{"XBackendTrafficPolicy": traffic}},
 		consul.Group:      {[]string{"v1alpha1"}, consuls, maps.Clone(consul.OtherObjects)},

@@ -17,8 +17,11 @@ func (ra *RequestAuthentication) Rules() []jwt.Rule {
 }
 
 // Selects reports whether the document applies to a workload with the given namespace and labels. A document in the root namespace
-// applies to workloads of all namespaces.
+// applies to workloads of all namespaces. One that is attached to a gateway or waypoint applies to none.
 func (ra *RequestAuthentication) Selects(namespace string, labels map[string]string, rootNamespace string) bool {
+	if attached(ra.Spec.TargetRef, ra.Spec.TargetRefs) {
+		return false
+	}
 	return (ra.Namespace() == namespace || ra.Namespace() == rootNamespace) && ra.Spec.Selector.Selects(labels)
 }
 

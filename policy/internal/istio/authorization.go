@@ -31,7 +31,7 @@ var actions = map[string]authz.Action{"": authz.Allow, "ALLOW": authz.Allow, "DE
 // Selects reports whether the policy applies to a workload with the given namespace and labels. A policy in the root namespace applies
 // to workloads of all namespaces. A policy that is attached to a gateway or waypoint applies to none.
 func (ap *AuthorizationPolicy) Selects(namespace string, labels map[string]string, rootNamespace string) bool {
-	for range targets(ap.Spec.TargetRef, ap.Spec.TargetRefs) {
+	if attached(ap.Spec.TargetRef, ap.Spec.TargetRefs) {
 		return false
 	}
 	return (ap.Namespace() == namespace || ap.Namespace() == rootNamespace) && ap.Spec.Selector.Selects(labels)

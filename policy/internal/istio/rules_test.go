@@ -626,6 +626,10 @@ func TestRules_AuthorizationPolicy(t *testing.T) {
 		{"CUSTOM without rules", "{action: CUSTOM, provider: {name: p}}", "spec.rules: missing"},
 		{"CUSTOM without provider", "{action: CUSTOM, rules: [{}]}", "spec.provider.name: missing"},
 		{"CUSTOM not enforced", "{action: CUSTOM, provider: {name: p}, rules: [{}]}", "spec.action: CUSTOM is not enforced"},
+		{"CUSTOM of a gateway", "{targetRef: {kind: Gateway, group: gateway.networking.k8s.io, name: a}, action: CUSTOM, provider: {name: p}, rules: [{}]}",
+			"spec.targetRef: warning: has no meaning in-process"},
+		{"CUSTOM that selects a gateway", "{selector: {matchLabels: {istio: ingressgateway}}, action: CUSTOM, provider: {name: p}, rules: [{}]}",
+			"spec.selector: warning: has no meaning in-process: it selects a gateway"},
 		{"provider without CUSTOM", "{provider: {name: p}, rules: [{}]}", "spec.provider: goes with action CUSTOM only"},
 		{"action unknown", "{action: LOG}", `spec.action: "LOG" is not`},
 		{"from empty", "{rules: [{from: []}]}", "spec.rules[0].from: is empty"},
@@ -738,7 +742,8 @@ func TestRules_RequestAuthentication(t *testing.T) {
 		{"issuer that is null", "{jwtRules: [{issuer: null, jwksUri: 'https://a'}]}", ""},
 		{"empty issuer", "{jwtRules: [{issuer: '', jwksUri: 'https://a'}]}", "spec.jwtRules[0].issuer: must not be empty"},
 		{"empty jwksUri", "{jwtRules: [{issuer: a, jwksUri: ''}]}", "spec.jwtRules[0].jwksUri: must not be empty"},
-		{"targetRefs not enforced", "{targetRefs: [{kind: Service, name: a}]}", "spec.targetRefs: targetRefs attach a policy"},
+		{"targetRefs not enforced", "{targetRefs: [{kind: Service, name: a}]}", "spec.targetRefs[0]: is not enforced: it attaches the policy to a waypoint"},
+		{"targetRef of a gateway", "{targetRef: {kind: Gateway, group: gateway.networking.k8s.io, name: a}}", "spec.targetRef: warning: has no meaning in-process"},
 	}, whole)
 
 	check(t, "RequestAuthentication", []rule{
@@ -852,7 +857,7 @@ func TestRules_SeveralFindings(t *testing.T) {
 		}},
 		{"targetRefs and selector", "RequestAuthentication",
 			"{selector: {matchLabels: {a: b}}, targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: a}]}", []string{
-				"spec.targetRefs: targetRefs attach a policy", "spec: selector, targetRef and targetRefs exclude",
+				"spec: selector, targetRef and targetRefs exclude", "spec.targetRefs[0]: warning: has no meaning in-process",
 			}},
 		{"CUSTOM with identities", "AuthorizationPolicy", "{action: CUSTOM, provider: {name: p}, rules: [{from: [{source: {namespaces: [a]}}]}]}", []string{
 			"spec.action: CUSTOM is not enforced", "spec.rules[0].from[0].source.namespaces: does not go with action CUSTOM",

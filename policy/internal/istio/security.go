@@ -119,8 +119,8 @@ type RequestAuthentication struct {
 // RequestAuthenticationSpec is the spec of a [RequestAuthentication].
 type RequestAuthenticationSpec struct {
 	Selector   *WorkloadSelector       `yaml:"selector"`
-	TargetRef  *PolicyTargetReference  `yaml:"targetRef" mesh:"refused: targetRef attaches a policy to a gateway or waypoint, and those do not exist in-process: use selector"`
-	TargetRefs []PolicyTargetReference `yaml:"targetRefs" mesh:"refused: targetRefs attach a policy to gateways and waypoints, and those do not exist in-process: use selector"`
+	TargetRef  *PolicyTargetReference  `yaml:"targetRef"`
+	TargetRefs []PolicyTargetReference `yaml:"targetRefs"`
 	JWTRules   []JWTRule               `yaml:"jwtRules"`
 }
 

@@ -50,13 +50,7 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 		}
 	}
 	c.attachment(spec.Selector, spec.TargetRef, spec.TargetRefs)
-	for at, ref := range targets(spec.TargetRef, spec.TargetRefs) {
-		if ref.gateway() {
-			c.Warnf(at, "has no meaning in-process: the gateway checks requests before they get here")
-		} else {
-			c.Errorf(at, "is not enforced: it attaches the policy to a waypoint, and there is none in-process: use selector")
-		}
-	}
+	c.enforcedHere(spec.TargetRef, spec.TargetRefs)
 	switch {
 	case len(spec.Rules) == 0 && (spec.Action == "DENY" || spec.Action == "CUSTOM"):
 		c.Errorf("spec.rules", "missing: a %s policy without rules has no effect; a rule {} matches every request", spec.Action)
@@ -64,13 +58,34 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 		c.Errorf("spec.provider.name", "missing: a CUSTOM policy needs a provider")
 	case spec.Action != "CUSTOM" && spec.Provider != nil:
 		c.Errorf("spec.provider", "goes with action CUSTOM only")
-	case spec.Action == "CUSTOM":
-		c.Errorf("spec.action", "CUSTOM is not enforced, as no external authorizer is asked: remove the document, and ask the authorizer in a handler behind Mesh.Handler")
+	case spec.Action == "CUSTOM" && spec.Selector.OfGateway():
+		c.Warnf("spec.selector", "has no meaning in-process: it selects a gateway, and that checks requests before they get here")
+	case spec.Action == "CUSTOM" && !attached(spec.TargetRef, spec.TargetRefs):
+		c.Errorf("spec.action", NotCustom)
 	}
 	c.atMost(len(spec.Rules), 512, "spec.rules")
 	for i := range spec.Rules {
 		c.rule(&spec.Rules[i], spec.Action == "CUSTOM", yamldoc.Index("spec.rules", i))
 	}
+}
+
+// NotCustom is said of a policy that would have to ask an external authorizer.
+const NotCustom = "CUSTOM is not enforced, as no external authorizer is asked: remove the document, and ask the authorizer in a handler behind Mesh.Handler"
+
+// enforcedHere reports what a document is attached to, as far as that is elsewhere.
+func (c check) enforcedHere(ref *PolicyTargetReference, refs []PolicyTargetReference) {
+	for at, ref := range targets(ref, refs) {
+		if ref.Gateway() {
+			c.Warnf(at, "has no meaning in-process: the gateway checks requests before they get here")
+		} else {
+			c.Errorf(at, "is not enforced: it attaches the policy to a waypoint, and there is none in-process: use selector")
+		}
+	}
+}
+
+// attached reports whether a document is attached to a gateway or waypoint.
+func attached(ref *PolicyTargetReference, refs []PolicyTargetReference) bool {
+	return ref != nil || len(refs) > 0
 }
 
 // targets yields the objects that a document is attached to, with their field paths.
@@ -87,8 +102,8 @@ func targets(ref *PolicyTargetReference, refs []PolicyTargetReference) iter.Seq2
 	}
 }
 
-// gateway reports whether the document is attached to a gateway rather than a waypoint.
-func (ref *PolicyTargetReference) gateway() bool {
+// Gateway reports whether the document is attached to a gateway rather than a waypoint.
+func (ref *PolicyTargetReference) Gateway() bool {
 	return ref.Kind == "Gateway" || ref.Kind == "GatewayClass" && ref.Name != waypointClass
 }
 
@@ -374,6 +389,7 @@ func (ra *RequestAuthentication) Check(doc *yamldoc.Document) {
 	c.metadata(&ra.Metadata)
 	spec := &ra.Spec
 	c.attachment(spec.Selector, spec.TargetRef, spec.TargetRefs)
+	c.enforcedHere(spec.TargetRef, spec.TargetRefs)
 	c.atMost(len(spec.JWTRules), 4096, "spec.jwtRules")
 	for i := range spec.JWTRules {
 		c.jwtRule(&spec.JWTRules[i], yamldoc.Index("spec.jwtRules", i))

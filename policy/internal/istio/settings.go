@@ -296,3 +296,10 @@ func (s *WorkloadSelector) Labels() map[string]string {
 func (s *WorkloadSelector) Selects(labels map[string]string) bool {
 	return Within(s.Labels(), labels)
 }
+
+// OfGateway reports whether the selector selects gateways alone, by the labels that those have which Istio installs or makes.
+func (s *WorkloadSelector) OfGateway() bool {
+	labels := s.Labels()
+	app, installed := strings.CutPrefix(labels["app"], "istio-")
+	return labels["gateway.networking.k8s.io/gateway-name"] != "" || strings.HasSuffix(labels["istio"], "gateway") || installed && strings.HasSuffix(app, "gateway")
+}

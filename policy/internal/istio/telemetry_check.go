@@ -21,7 +21,7 @@ func (t *Telemetry) Check(doc *yamldoc.Document) {
 	spec := &t.Spec
 	c.attachment(spec.Selector, spec.TargetRef, spec.TargetRefs)
 	for at, ref := range targets(spec.TargetRef, spec.TargetRefs) {
-		if ref.gateway() {
+		if ref.Gateway() {
 			c.Warnf(at, "has no meaning in-process: the document is about a gateway")
 		} else {
 			c.Errorf(at, "is not enforced: it attaches the document to a waypoint, and there is none in-process: use selector")
