@@ -17,6 +17,7 @@ import (
 
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/findings"
 	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/jwt"
@@ -82,11 +83,11 @@ const (
 
 // briefly returns an error that names only the first of many findings, and counts the others.
 func briefly(err error) error {
-	var findings policy.Findings
-	if !errors.As(err, &findings) || len(findings) <= mostErrors {
+	var all policy.Findings
+	if !errors.As(err, &all) || len(all) <= mostErrors {
 		return err
 	}
-	return fmt.Errorf("%w\nand %d more, see mesh check", findings[:mostErrors], len(findings)-mostErrors)
+	return fmt.Errorf("%w\nand %d more, see mesh check", all[:mostErrors], len(all)-mostErrors)
 }
 
 func (j *journal) policyLoad(load PolicyLoad) {
@@ -103,7 +104,7 @@ func (j *journal) policyLoad(load PolicyLoad) {
 	if load.Err == nil {
 		before := j.warned
 		j.warned = make(map[string]bool)
-		for _, f := range load.Findings {
+		for _, f := range findings.ByWeight(load.Findings) {
 			if text := f.String(); f.Severity == policy.Warning && f.InForce == "" && !aboutOthers(f) {
 				if j.warned[text] = true; !before[text] {
 					warnings = append(warnings, text)

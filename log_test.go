@@ -112,6 +112,22 @@ func TestLog_Documents(t *testing.T) {
 	}
 }
 
+// TestLog_SkippedDocuments: the documents of a folder that are not about the mesh hide no other warning.
+func TestLog_SkippedDocuments(t *testing.T) {
+	var text strings.Builder
+	for i := range 60 {
+		fmt.Fprintf(&text, "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a%d}\n---\n", i)
+	}
+	text.WriteString("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: old}\n" +
+		"spec: {host: old, trafficPolicy: {outlierDetection: {consecutiveErrors: 5}}}\n")
+	var r record
+	newMesh(t, text.String(), mesh.WithLogger(r.logger()))
+	lines := strings.Split(strings.TrimSuffix(r.take(), "\n"), "\n")
+	if len(lines) != 2 || !strings.Contains(lines[0], "consecutiveErrors") || !strings.Contains(lines[1], "it is skipped, and so are 59 others") {
+		t.Errorf("logged\n%s\nwant the warning about old, and one about the Deployments", strings.Join(lines, "\n"))
+	}
+}
+
 // TestLog_ManyErrorsAreCounted: one line names the first errors of a load.
 func TestLog_ManyErrorsAreCounted(t *testing.T) {
 	var r record

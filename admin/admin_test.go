@@ -629,6 +629,24 @@ func TestPage_RefusedAlone(t *testing.T) {
 	}
 }
 
+// TestPage_LoadsOfManyDocuments: a mistake shows however many documents before it are skipped.
+func TestPage_LoadsOfManyDocuments(t *testing.T) {
+	page, m := attach(t, new(meshtest.Fleet), admin.Config{}, ejects)
+	const deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a%d}\n---\n"
+	var text strings.Builder
+	for i := range 30 {
+		fmt.Fprintf(&text, deployment, i)
+	}
+	text.WriteString(strings.Replace(ejects, "attempts: 2", "attempts: two", 1))
+	if m.Apply(policy.Source{Name: "mesh.d/all.yaml", Data: []byte(text.String())}) == nil {
+		t.Fatal("a mistake is in force")
+	}
+	found := reportOf(t, page).Loads[0].Findings
+	if len(found) != 2 || found[0].Severity != policy.Error || !strings.Contains(found[1].Message, "and so are 29 others") {
+		t.Errorf("findings %v, want the mistake, and one line for the Deployments", found)
+	}
+}
+
 // TestPage_Loads: loads of documents show with their findings, and a refused one hurts until a good one comes.
 func TestPage_Loads(t *testing.T) {
 	f := new(meshtest.Fleet)

@@ -55,7 +55,8 @@
 //	routes[]                     of mesh.Status: host, document, file, line, name, matches[], targets[] (a target with its weight), action,
 //	                             timeoutMs, perTryTimeoutMs, retries, fault, if they are set; routesOmitted if there are more
 //	loads[]                      of documents, the latest first: at, number (0: a remark about those in force), version, inForce, error,
-//	                             findings[] (policy.Finding: file, line, kind, namespace, name, field, severity, message; inForce and since if it stands alone), findingsOmitted
+//	                             findings[] (policy.Finding: file, line, kind, namespace, name, field, severity, message; inForce and since if it stands alone), errors
+//	                             first, and one for many documents of a kind that are skipped; findingsOmitted if there are more
 //	events[]                     the latest first: at, kind ("ejection", "ejection withheld", "readmission", "circuit", "discovery",
 //	                             "identity", "mirror", "connection"), target and endpoint if it is about one, text, bad; at most 20 of discovery
 //	calls[]                      those that failed or were slow, the latest first, see below

@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/findings"
 	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
@@ -148,9 +149,10 @@ func (c *collector) policyLoad(l mesh.PolicyLoad) {
 	if l.Err != nil {
 		k.Error = errorText(l.Err)
 	}
-	for _, f := range l.Findings {
+	all := findings.ByWeight(l.Findings)
+	for _, f := range all {
 		if len(k.Findings) == mostFindings {
-			k.Omitted = len(l.Findings) - mostFindings
+			k.Omitted = len(all) - mostFindings
 			break
 		}
 		f.Message, f.Field = cut(f.Message, longestText), cut(f.Field, longestPath)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 
+	brief "github.com/nosidecar/mesh/internal/findings"
 	"github.com/nosidecar/mesh/policy"
 	entries "github.com/nosidecar/mesh/policy/consul"
 	"github.com/nosidecar/mesh/policy/telemetry/cel"
@@ -48,7 +49,7 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 		}
 		err = printJSON(stdout, report{Documents: checked.Documents, Findings: findings})
 	case len(findings) > 0:
-		err = printFindings(stdout, findings)
+		err = printFindings(stdout, brief.Brief(findings))
 	}
 	if findings.Err() != nil {
 		code = exitErrors

@@ -89,6 +89,32 @@ func TestCheckSeed(t *testing.T) {
 	}
 }
 
+// TestCheckManySkipped: documents of one kind that are skipped have one line if they are many, and an entry each in JSON.
+func TestCheckManySkipped(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.yaml")
+	for n, lines := range map[int]int{3: 3, 4: 1, 40: 1} {
+		text := "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {ports: [{port: 80}]}}\n"
+		for i := range n {
+			text += fmt.Sprintf("---\n{apiVersion: apps/v1, kind: Deployment, metadata: {name: a%d}}\n", i)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		code, stdout, stderr := command("check", path)
+		others := fmt.Sprintf("it is skipped, and so are %d others\n", n-1)
+		if code != 0 || strings.Count(stdout, "\n") != lines || (lines == 1) != strings.HasSuffix(stdout, others) {
+			t.Errorf("%d Deployments: exit status %d and\n%s", n, code, stdout)
+		}
+		if want := fmt.Sprintf("%d documents checked: no errors, %d warnings\n", n+1, n); stderr != want {
+			t.Errorf("%d Deployments: %q, want %q", n, stderr, want)
+		}
+		var got report
+		if _, stdout, _ = command("check", "-o", "json", path); json.Unmarshal([]byte(stdout), &got) != nil || len(got.Findings) != n {
+			t.Errorf("%d Deployments: %d findings in JSON", n, len(got.Findings))
+		}
+	}
+}
+
 // TestCheckFolder: a folder is read as the library reads it.
 func TestCheckFolder(t *testing.T) {
 	dir := t.TempDir()

@@ -44,6 +44,7 @@ const usage = `Usage:
   mesh check [-o text|json] [--service NAME] [--root-namespace NAMESPACE] PATH...
         Report what is wrong with documents. PATH is a file, or a folder of .yaml, .yml, .json and .hcl files. A PATH without any document
         is an error. Config entries of Consul are .json or .hcl files with one entry each. Programs read them with package policy/consul.
+        Of more than three documents of one kind that are skipped, a line names the first and counts the others; -o json has them all.
         The last line, on standard error, counts the documents and the findings.
         Exit status: 0 if all documents are valid and enforceable (warnings are allowed), 1 if any has an error.
 
