@@ -294,15 +294,21 @@ func errorText(err error) string {
 	if len(text) > 4*longestText {
 		text = text[:4*longestText]
 	}
-	text = printable(text)
-	if strings.ContainsAny(text, "?@#") {
-		words := strings.Split(text, " ")
-		for i := range words {
-			words[i] = withoutSecrets(words[i])
-		}
-		text = strings.Join(words, " ")
+	return cut(discreet(printable(text)), longestText)
+}
+
+// discreet returns a text without the credentials and queries of URLs in it.
+func discreet(text string) string {
+	if !strings.ContainsAny(text, "?@#") {
+		return text
 	}
-	return cut(text, longestText)
+	words := strings.FieldsFuncSeq(text, func(r rune) bool { return r == ' ' || r == '\n' })
+	for word := range words {
+		if clean := withoutSecrets(word); clean != word {
+			text = strings.ReplaceAll(text, word, clean)
+		}
+	}
+	return text
 }
 
 // withoutSecrets removes the credentials and the query of a word that is a URL, or that contains some.

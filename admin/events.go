@@ -155,7 +155,7 @@ func (c *collector) policyLoad(l mesh.PolicyLoad) {
 			k.Omitted = len(all) - mostFindings
 			break
 		}
-		f.Message, f.Field = cut(f.Message, longestText), cut(f.Field, longestPath)
+		f.Message, f.Field = cut(discreet(f.Message), longestText), cut(f.Field, longestPath)
 		k.Findings = append(k.Findings, f)
 	}
 	c.loads.add(k)

@@ -59,3 +59,48 @@ spec: {jwtRules: [{issuer: i, jwksUri: "` + keys.URL + `/set<1>"}]}
 		t.Errorf("page: %s", html)
 	}
 }
+
+// Credentials and queries of URLs in documents, and in what becomes of them, are not shown.
+func TestKeysBehindCredentials(t *testing.T) {
+	document := func(uri string) policy.Source {
+		return policy.Source{Name: "users.yaml", Data: []byte(`
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: users, namespace: default}
+spec: {jwtRules: [{issuer: i, jwksUri: "` + uri + `"}]}
+`)}
+	}
+	asked := make(chan bool, 1)
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusTeapot)
+		select {
+		case asked <- true:
+		default:
+		}
+	}))
+	page := admin.New(admin.Config{})
+	defer page.Close()
+	m, err := mesh.New(t.Context(), mesh.WithObserver(page.Observer()),
+		mesh.WithPolicy(document(keys.URL+"/keys?key=query-secret")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	defer keys.Close()
+	<-asked
+	await.True(t, "an error of the fetch", func() bool { return m.Status().Keys[0].Error != "" })
+	if err := m.Apply(document("ftp://user:pass-secret@a/keys?key=query-secret")); err == nil {
+		t.Fatal("keys over FTP are accepted")
+	}
+	for _, format := range []string{"json", "text", "html"} {
+		body := ask(t, page, "?format="+format).Body.String()
+		for _, secret := range []string{"pass-secret", "query-secret"} {
+			if i := strings.Index(body, secret); i >= 0 {
+				t.Errorf("%s: the page shows %q", format, body[max(0, i-100):i+20])
+			}
+		}
+		if !strings.Contains(body, "/keys") {
+			t.Errorf("%s: the page does not name the URL:\n%s", format, body)
+		}
+	}
+}

@@ -220,7 +220,7 @@ type weighted struct {
 // report returns a report of the current state.
 func (c *collector) report(name string, s *mesh.Status, now time.Time) *report {
 	r := &report{
-		Version: reportVersion, Time: now.UTC(), Name: name, Since: c.began.UTC(), Ready: s.Ready, NotReady: s.NotReady,
+		Version: reportVersion, Time: now.UTC(), Name: name, Since: c.began.UTC(), Ready: s.Ready,
 		Loads: c.loads.latest(), Events: c.events.latest(), Calls: c.calls.latest(), unfound: c.unfound.latest(),
 		Uncalled: s.Uncalled, RoutesOmitted: s.RoutesOmitted, DestinationsOmitted: s.ServicesOmitted,
 	}
@@ -247,23 +247,26 @@ func (c *collector) report(name string, s *mesh.Status, now time.Time) *report {
 
 // status adds the parts of a status that are about the process.
 func (r *report) status(s *mesh.Status) {
+	for _, why := range s.NotReady {
+		r.NotReady = append(r.NotReady, discreet(why))
+	}
 	d := s.Documents
 	r.Documents = documents{Number: d.Number, Version: d.Version, Loaded: d.Loaded.UTC(), Count: d.Count}
 	if d.Refused.Number > d.Number {
-		r.Documents.Refused = &refused{d.Refused.Number, d.Refused.At.UTC(), d.Refused.Error}
+		r.Documents.Refused = &refused{d.Refused.Number, d.Refused.At.UTC(), discreet(d.Refused.Error)}
 	}
 	r.Documents.Alone, r.Documents.AloneOmitted = make([]aloneOf, len(d.Alone)), d.AloneOmitted
 	for i, of := range d.Alone {
-		r.Documents.Alone[i] = aloneOf{of.Document, of.File, of.Error, of.InForce, of.Since.UTC()}
+		r.Documents.Alone[i] = aloneOf{of.Document, of.File, discreet(of.Error), of.InForce, of.Since.UTC()}
 	}
 	if id := s.Identity; id.ID != "" || id.Error != "" {
-		r.Identity = &identity{ID: id.ID, Expires: id.Expires.UTC(), Error: id.Error}
+		r.Identity = &identity{ID: id.ID, Expires: id.Expires.UTC(), Error: discreet(id.Error)}
 		for _, t := range id.Trusted {
 			r.Identity.Trusted = append(r.Identity.Trusted, trustedFor{t.Domain, t.Authorities, t.Expires.UTC()})
 		}
 	}
 	for _, k := range s.Keys {
-		r.Keys = append(r.Keys, keySet{k.URI, k.Keys, k.Fetched.UTC(), k.Error, k.Skipped, k.SkipReason})
+		r.Keys = append(r.Keys, keySet{discreet(k.URI), k.Keys, k.Fetched.UTC(), discreet(k.Error), k.Skipped, k.SkipReason})
 	}
 	r.Routes = make([]routeOf, len(s.Routes))
 	for i, from := range s.Routes {
