@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"time"
 
@@ -64,11 +65,14 @@ func (s Source) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
 		ctx, stop := context.WithCancel(ctx)
 		defer stop()
 		pace := new(backoff)
-		client, err := workloadapi.New(ctx, workloadapi.WithAddr(addr), workloadapi.WithBackoffStrategy(pace),
-			workloadapi.WithDialOptions(
-				grpc.WithNoProxy(), // keys do not go through a proxy
-				grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 5 * time.Second}),
-			))
+		options := []grpc.DialOption{
+			grpc.WithNoProxy(), // keys do not go through a proxy
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 5 * time.Second}),
+		}
+		if len(addr) > 4 && strings.EqualFold(addr[:4], "tcp:") {
+			options = append(options, grpc.WithContextDialer(dialTCP))
+		}
+		client, err := workloadapi.New(ctx, workloadapi.WithAddr(addr), workloadapi.WithBackoffStrategy(pace), workloadapi.WithDialOptions(options...))
 		if err != nil {
 			yield(nil, fmt.Errorf("spiffe: address %q of the Workload API: %w", addr, err))
 			return
@@ -87,6 +91,13 @@ func (s Source) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
 			}
 		}
 	}
+}
+
+// dialTCP dials with the keep-alive of package net, which finds within three minutes that the other machine is gone: nothing is sent over the
+// connection that would, and the identity would not be renewed. gRPC leaves the pace to the system, which usually begins after two hours.
+// Its own keep-alive would end connections: by default, servers allow a ping every five minutes.
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "tcp", address)
 }
 
 // watcher hands on what comes from the API.
