@@ -11,7 +11,6 @@ import (
 
 	"github.com/nosidecar/mesh/internal/connectid"
 	"github.com/nosidecar/mesh/internal/namespaces"
-	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -195,20 +194,6 @@ func (m *Mesh) warnOpen() {
 	if m.identity == nil || in.Authorizes() || in.Mode(0) != tlsid.Permissive || !m.server.warned.CompareAndSwap(false, true) {
 		return
 	}
-	m.observers.policyLoaded(PolicyLoad{remark: true, Findings: policy.Findings{{
-		Severity: policy.Warning, Message: "no AuthorizationPolicy and no PeerAuthentication is about this workload: requests of " +
-			"every peer are served, with and without an identity",
-	}}})
-}
-
-// warnElsewhere tells the observers, once, that a request came over a connection that the mesh knows nothing about, although policies may name
-// its peer: whoever serves TLS behind a wrapper, and not over Mesh.Listen, may not expect that its peers count as peers without an identity.
-func (m *Mesh) warnElsewhere(in *inbound) {
-	if m.identity == nil || !in.rules.Authorizes() || !m.server.told.CompareAndSwap(false, true) {
-		return
-	}
-	m.observers.policyLoaded(PolicyLoad{remark: true, Findings: policy.Findings{{
-		Severity: policy.Warning, Message: "a request came over another listener than those of Mesh.Listen, and not over TLS that net/http knows " +
-			"of: no policy that names a peer applies to it. Serve over Mesh.Listen, or at least hide no *tls.Conn in a wrapper",
-	}}})
+	m.warn("no AuthorizationPolicy and no PeerAuthentication is about this workload: requests of every peer are served, with and without " +
+		"an identity")
 }

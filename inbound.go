@@ -245,6 +245,9 @@ func (h *handler) identify(r *http.Request, in *inbound) {
 		in.view.Principal = principal(in.peer)
 	}
 	in.RestartTraces = in.Peer == "" && m.server.RestartTraces
+	if m.server.unseen.Load() > 0 {
+		m.server.see(r)
+	}
 }
 
 // admit decides whether the peer may do what it asks for. If not, it answers, and returns false.
@@ -302,7 +305,7 @@ func (m *Mesh) peer(r *http.Request, in *inbound) (tlsid.Peer, error) {
 	if state == nil {
 		var elsewhere bool
 		var err error
-		if state, elsewhere, err = m.server.hiddenTLS(r); elsewhere && !m.server.told.Load() {
+		if state, elsewhere, err = m.server.hiddenTLS(r); elsewhere {
 			m.warnElsewhere(in)
 		}
 		if state == nil || err != nil {

@@ -6,26 +6,17 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/netconn"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tlsid"
 )
-
-// watched is a listener of the mesh. Its connections are checked again when documents change, and Handler learns shortly before
-// one is closed because a certificate expires.
-type watched interface {
-	Recheck()
-	Retiring(*http.Request) bool
-	Conn(*http.Request) net.Conn
-	from(local net.Addr) bool
-}
 
 // Listen returns a listener over inner whose connections have the TLS that PeerAuthentication demands for the port that
 // inner listens on: STRICT takes mTLS only and resets plaintext, PERMISSIVE takes both on one port, DISABLE takes plaintext
@@ -41,8 +32,13 @@ type watched interface {
 // an unexpected EOF: set HTTP1Only in [WithServer].
 //
 // Apply wrappers such as netutil.LimitListener to inner, not to the listener that Listen returns: net/http would see no TLS,
-// and would not speak HTTP/2. A server without [Mesh.Handler] gets no connections while AuthorizationPolicies select the
-// workload, and those that it has then are closed, as are those of peers that the bundles no longer vouch for.
+// and would not speak HTTP/2.
+//
+// In a process without [Mesh.Handler], the listener returns no connections while AuthorizationPolicies select the workload, and those
+// that it has returned are closed then. A listener cannot see which handler its server has. If there is a Handler, but what was answered
+// over this listener came to none, AuthorizationPolicies do not apply to it: observers get a warning (in PolicyLoad), once. The first
+// request that does come to a Handler proves that the server has one. Until then, connections of peers that the bundles no longer vouch
+// for are closed; after that, Handler refuses their requests.
 //
 // Without [WithIdentity] every TLS connection is refused, and under STRICT every connection is. Refused connections are
 // reported to the observers' ConnectionRefused.
@@ -51,6 +47,7 @@ func (m *Mesh) Listen(inner net.Listener) net.Listener {
 		panic("mesh: Listen: the listener is nil")
 	}
 	l := &listener{place: placeOf(inner.Addr()), mesh: m}
+	m.server.unseen.Add(1)
 	config := m.listenerConfig(inner, l)
 	config.Withdrawn = l.withdrawn
 	l.Listener = tlsid.NewListener(inner, config)
@@ -71,6 +68,9 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		why := l.withdrawn(c)
 		if why == nil {
+			if !l.seen.Load() {
+				l.watchAnswers(c)
+			}
 			return c, nil
 		}
 		c.Close()
@@ -80,12 +80,12 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// withdrawn returns why a connection must not go on, and nil if it may. If there is a Handler, that decides, about each request.
+// withdrawn returns why a connection must not go on, and nil if it may. If the server has a Handler, that decides, about each request.
 func (l *listener) withdrawn(c net.Conn) error {
-	if l.mesh.server.handled.Load() {
+	if l.seen.Load() {
 		return nil
 	}
-	if l.mesh.engine.Plan().Inbound().Authorizes() {
+	if !l.mesh.server.handled.Load() && l.mesh.engine.Plan().Inbound().Authorizes() {
 		return errNoHandler
 	}
 	secure, ok := c.(*tls.Conn)
@@ -128,6 +128,8 @@ type listener struct {
 	*tlsid.Listener
 	place
 	mesh *Mesh
+	seen atomic.Bool // a Handler has got a request that came over it
+	told atomic.Bool // observers know that it has answers that no Handler has seen
 }
 
 // portOf returns the port of an address, whatever its type, and 0 if it has none.
@@ -280,118 +282,4 @@ func (l *tcpListener) forget(c *netconn.Conn) {
 	l.mu.Lock()
 	delete(l.open, c)
 	l.mu.Unlock()
-}
-
-// watch adds a listener to those that are watched, and forget removes it.
-func (s *server) watch(l watched) {
-	s.change(func(list []watched) []watched { return append(list, l) })
-}
-
-func (s *server) forget(l watched) {
-	s.change(func(list []watched) []watched {
-		return slices.DeleteFunc(list, func(other watched) bool { return other == l })
-	})
-}
-
-func (s *server) change(f func([]watched) []watched) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	list := f(slices.Clone(s.watched()))
-	s.listeners.Store(&list)
-}
-
-func (s *server) watched() []watched {
-	if list := s.listeners.Load(); list != nil {
-		return *list
-	}
-	return nil
-}
-
-// recheck decides again about what was admitted: first requests in flight, which is quick, then connections.
-func (s *server) recheck() {
-	s.running.recheck()
-	for _, l := range s.watched() {
-		l.Recheck()
-	}
-}
-
-// errUnknownConnection is for a request to a port of ours whose connection a wrapper hides.
-var errUnknownConnection = errors.New("mesh: the connection of the request cannot be identified: wrap the listener inside Listen, not its result")
-
-// hiddenTLS returns the state of a TLS connection that net/http takes for plaintext because a wrapper around the listener
-// hides it. It returns an error if r came to a port of ours and its connection cannot be identified. elsewhere reports whether r came over
-// no listener of ours.
-func (s *server) hiddenTLS(r *http.Request) (state *tls.ConnectionState, elsewhere bool, err error) {
-	list := s.watched()
-	for _, l := range list {
-		switch c := l.Conn(r).(type) {
-		case nil:
-		case *tls.Conn:
-			state := c.ConnectionState()
-			return &state, false, nil
-		default:
-			return nil, false, nil
-		}
-	}
-	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-	for _, l := range list {
-		if local != nil && l.from(local) {
-			return nil, false, errUnknownConnection
-		}
-	}
-	return nil, true, nil
-}
-
-// errElsewhere and errUncertain are why requests are cut off that no listener of ours has refused.
-var (
-	errElsewhere = fmt.Errorf("%w: the request came over another listener than those of Mesh.Listen", tlsid.ErrPlaintext)
-	errUncertain = fmt.Errorf("%w, and the port is STRICT: serve over a listener of Mesh.Listen", tlsid.ErrNoPeer)
-)
-
-// cutOff ends a request to a STRICT port from a peer without an identity, without an answer, as if its connection had been refused. It
-// panics.
-func (m *Mesh) cutOff(r *http.Request, in *inbound) {
-	refusal := tlsid.Refusal{Mode: tlsid.Strict, Err: errUncertain, RemoteAddr: &net.UnixAddr{Name: r.RemoteAddr, Net: "unix"}}
-	if remote, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		refusal.RemoteAddr = net.TCPAddrFromAddrPort(remote)
-	}
-	if in.state == nil {
-		refusal.Err = errElsewhere
-		if m.server.connOf(r) != nil { // it came before its connection was closed
-			refusal.Err = tlsid.ErrPlaintext
-		}
-	}
-	m.observers.connectionRefused(net.TCPAddrFromAddrPort(in.view.Destination), refusal)
-	panic(http.ErrAbortHandler)
-}
-
-// connOf returns the connection of r, if it came over a listener of ours.
-func (s *server) connOf(r *http.Request) net.Conn {
-	for _, l := range s.watched() {
-		if conn := l.Conn(r); conn != nil {
-			return conn
-		}
-	}
-	return nil
-}
-
-// place is where a listener listens.
-type place struct {
-	port int
-	text string
-}
-
-func placeOf(addr net.Addr) place { return place{portOf(addr), addr.String()} }
-
-// from reports whether a connection with a local address may have come to the listener.
-func (p *place) from(local net.Addr) bool {
-	if tcp, ok := local.(*net.TCPAddr); ok && p.port != 0 {
-		return tcp.Port == p.port
-	}
-	return local.String() == p.text
-}
-
-// retires reports whether the connection of r will be closed soon because a certificate expires.
-func (s *server) retires(r *http.Request) bool {
-	return slices.ContainsFunc(s.watched(), func(l watched) bool { return l.Retiring(r) })
 }

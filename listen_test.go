@@ -266,7 +266,7 @@ func TestNobodyIsAnonymousForLackOfAnIdentity(t *testing.T) {
 	}
 }
 
-// A program that hides its own TLS from net/http is told, once, that nobody knows its peers.
+// A program that hides its own TLS from net/http is told, once for each port, that nobody knows its peers.
 func TestHiddenTLSIsTold(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
@@ -275,7 +275,7 @@ func TestHiddenTLSIsTold(t *testing.T) {
 		wrap      func(net.Listener) net.Listener
 		want      int
 	}{
-		"hidden":            {denyOrders, func(l net.Listener) net.Listener { return wrapped{l} }, 1},
+		"hidden":            {denyOrders, func(l net.Listener) net.Listener { return wrapped{l} }, 2},
 		"hidden, no policy": {strings.Replace(strict, "STRICT", "PERMISSIVE", 1), func(l net.Listener) net.Listener { return wrapped{l} }, 0},
 		"bare":              {denyOrders, func(l net.Listener) net.Listener { return l }, 0},
 	} {
@@ -287,17 +287,21 @@ func TestHiddenTLSIsTold(t *testing.T) {
 				}
 			}
 		}}))
-		ln := rawtest.Listen(t)
+		var addresses []string
 		srv := &http.Server{Handler: m.Handler(says("hello"))}
-		own := tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{*w.identity(t, "payment-service").Certificate()}, ClientAuth: tls.RequireAnyClientCert})
 		var serving sync.WaitGroup
-		serving.Go(func() { srv.Serve(tt.wrap(own)) })
+		for range 2 {
+			ln := rawtest.Listen(t)
+			addresses = append(addresses, ln.Addr().String())
+			own := tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{*w.identity(t, "payment-service").Certificate()}, ClientAuth: tls.RequireAnyClientCert})
+			serving.Go(func() { srv.Serve(tt.wrap(own)) })
+		}
 		t.Cleanup(func() { srv.Close(); serving.Wait() })
 		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
 			InsecureSkipVerify: true, Certificates: []tls.Certificate{*w.identity(t, "web").Certificate()},
 		}}}
-		for range 3 {
-			if a, err := try(c, "https://"+ln.Addr().String()); err != nil || a.body != "hello" {
+		for i := range 6 {
+			if a, err := try(c, "https://"+addresses[i%2]); err != nil || a.body != "hello" {
 				t.Errorf("%s: %q, %v", name, a.body, err)
 			}
 		}

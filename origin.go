@@ -29,6 +29,7 @@ const longestTarget = 256
 
 // Origin implements admission.Gate.
 func (h *handler) Origin(r *http.Request) admission.Origin {
+	h.mesh.server.see(r)
 	if h.mesh.server.TrustedHops > 0 { // a header has the address of the client
 		return nil
 	}

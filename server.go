@@ -64,10 +64,11 @@ type server struct {
 	rate     *limit.Rate
 	certs    atomic.Pointer[forwardedCerts]
 
-	handled  atomic.Bool // Handler was called
-	warned   atomic.Bool // that the workload is open to all
-	told     atomic.Bool // that requests come over other listeners
-	requests sync.Pool   // of *inbound
+	handled  atomic.Bool              // Handler was called
+	warned   atomic.Bool              // that the workload is open to all
+	told     atomic.Pointer[[]uint16] // the ports that get requests over other listeners
+	unseen   atomic.Int32             // listeners of Listen over which no request has come to a Handler
+	requests sync.Pool                // of *inbound
 	running  running
 	loads    loadCounter
 	pending  places.Places

@@ -35,6 +35,7 @@ type conn struct {
 	notice time.Duration // before expires; from then on the connection is retiring
 
 	retiring atomic.Bool // retire was called
+	onWrite  atomic.Pointer[func([]byte) bool]
 
 	// Under listener.mu.
 	waits   *list.Element // in listener.silent or listener.talking; nil: in neither
@@ -154,6 +155,17 @@ func (c *conn) Read(b []byte) (int, error) {
 		return n, nil
 	}
 	return c.Conn.Read(b)
+}
+
+// OnWrite has f called with what each Write is about to write, until it returns false. Of a TLS connection that is encrypted.
+func (c *conn) OnWrite(f func([]byte) bool) { c.onWrite.Store(&f) }
+
+// Write implements net.Conn.
+func (c *conn) Write(b []byte) (int, error) {
+	if f := c.onWrite.Load(); f != nil && !(*f)(b) {
+		c.onWrite.Store(nil)
+	}
+	return c.Conn.Write(b)
 }
 
 // WriteTo and ReadFrom keep what the connection below does better than a loop of Read and Write, such as splice(2) and
