@@ -184,6 +184,9 @@ func (m *Mesh) rotated(now *tlsid.Identity) {
 }
 
 func (m *Mesh) identityFailed(err error) {
+	if _, expired := errors.AsType[*tlsid.ExpiredError](err); expired {
+		m.server.recheck() // without a valid identity there are no bundles that could vouch for a peer
+	}
 	m.observers.identity(nil, err)
 }
 

@@ -115,7 +115,7 @@ func (m *Mesh) listenerConfig(inner net.Listener, l watched) tlsid.ListenerConfi
 		Drained: func() { m.server.forget(l) },
 	}
 	if m.identity != nil {
-		config.TLS = m.identity.Server()
+		config.TLS, config.Peer = m.identity.Server(), m.identity.Peer
 		if m.server.HTTP1Only {
 			config.TLS.NextProtos = slices.DeleteFunc(config.TLS.NextProtos, func(protocol string) bool { return protocol == "h2" })
 		}
@@ -183,7 +183,7 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 		l.mu.Unlock()
 		before := l.mesh.server.running.changes.Load()
 		c.OnClose(func(error) { l.forget(c) })
-		request, expires := l.request(nc)
+		request := l.request(nc)
 		l.mu.Lock()
 		if _, still := l.open[c]; still {
 			l.open[c] = request
@@ -200,10 +200,6 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 			})
 			continue
 		}
-		if !expires.IsZero() {
-			timer := time.AfterFunc(time.Until(expires), func() { c.CloseFor(errNoPeer) })
-			c.OnClose(func(error) { timer.Stop() })
-		}
 		if l.mesh.connsObserved {
 			return l.mesh.observeAccepted(c, start, request.Principal), nil
 		}
@@ -211,18 +207,14 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 	}
 }
 
-// request returns what policies see of a connection, and when it must end because the certificate of an authority of its peer expires.
-// That is zero if the peer's own, which the listener watches, expires first.
-func (l *tcpListener) request(nc net.Conn) (r authz.Request, expires time.Time) {
-	r.L4 = true
+// request returns what policies see of a connection.
+func (l *tcpListener) request(nc net.Conn) authz.Request {
+	r := authz.Request{L4: true}
 	if secure, ok := nc.(*tls.Conn); ok && l.mesh.identity != nil {
 		state := secure.ConnectionState()
 		r.SNI = state.ServerName
 		if peer, err := l.mesh.identity.Peer(&state, time.Now()); err == nil {
 			r.Principal = principal(peer)
-			if at := peer.NotAfter(); at.Before(peer.Certificate.NotAfter) {
-				expires = at
-			}
 		}
 	}
 	if remote, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
@@ -232,7 +224,7 @@ func (l *tcpListener) request(nc net.Conn) (r authz.Request, expires time.Time) 
 	if local, err := netip.ParseAddrPort(nc.LocalAddr().String()); err == nil {
 		r.Destination = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
 	}
-	return r, expires
+	return r
 }
 
 var (
@@ -250,7 +242,7 @@ func (l *tcpListener) judge(r *authz.Request) error {
 
 // again decides again about a connection that was admitted as then. A peer that has no identity any more is denied.
 func (l *tcpListener) again(nc net.Conn, then *authz.Request) error {
-	now, _ := l.request(nc)
+	now := l.request(nc)
 	if then.Principal != "" && now.Principal == "" {
 		return errNoPeer
 	}

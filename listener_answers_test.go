@@ -1,16 +1,29 @@
 package mesh_test
 
 import (
+	"crypto"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/rawtest"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // warnings returns an option that collects the messages of remarks with a text, and a function that returns them.
@@ -130,5 +143,66 @@ func TestWhatServersWriteByThemselvesIsNoAnswer(t *testing.T) {
 	}
 	if got := told(); len(got) != 0 {
 		t.Errorf("observers are told %q", got)
+	}
+}
+
+// A connection ends when its peer is no longer vouched for because a certificate has expired, or when nobody can vouch, although nothing else
+// changes.
+func TestAcceptedConnectionsEndWithWhatVouchesForThem(t *testing.T) {
+	for name, ownExpires := range map[string]bool{"the authority of the peer": false, "the own identity": true} {
+		for _, handled := range []bool{false, true} {
+			if ownExpires && handled {
+				continue // that decides about the next request
+			}
+			t.Run(fmt.Sprintf("%s, Handler %v", name, handled), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					began := time.Now()
+					soon, late := began.Add(time.Minute), began.Add(time.Hour)
+					own, ownAuthority := issueUnder(t, "payment-service", late, late)
+					peer, peerAuthority := issueUnder(t, "web", soon, late)
+					if ownExpires {
+						own, ownAuthority = issueUnder(t, "payment-service", soon, late)
+						peer, peerAuthority = issueUnder(t, "web", late, late)
+					}
+					leaf, err := x509.ParseCertificate(own.Certificate[0])
+					if err != nil {
+						t.Fatal(err)
+					}
+					id, err := tlsid.NewIdentity(&x509svid.SVID{Certificates: []*x509.Certificate{leaf}, PrivateKey: own.PrivateKey.(crypto.Signer)},
+						x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString("cluster.local"), []*x509.Certificate{ownAuthority, peerAuthority}))
+					if err != nil {
+						t.Fatal(err)
+					}
+					source := make(lateSource, 1)
+					source <- id
+					m := newMesh(t, strings.Replace(strict, "STRICT", "PERMISSIVE", 1), mesh.WithIdentity(source))
+					srv := &http.Server{Handler: says("hello")}
+					if handled {
+						srv.Handler = m.Handler(srv.Handler)
+					}
+					var network memnet.Network
+					go srv.Serve(m.Listen(network.Listen("10.0.0.1:80")))
+					defer srv.Close()
+					raw, err := network.DialContext(t.Context(), "tcp", "10.0.0.1:80")
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer raw.Close()
+					c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{peer}})
+					if err := c.Handshake(); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(20 * time.Second)
+					io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+					if n, err := c.Read(make([]byte, 1000)); n == 0 || err != nil {
+						t.Fatalf("a request before that: %d bytes, %v", n, err)
+					}
+					c.SetReadDeadline(soon.Add(time.Second))
+					if n, err := c.Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+						t.Error("the connection goes on")
+					}
+				})
+			})
+		}
 	}
 }

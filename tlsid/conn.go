@@ -30,7 +30,7 @@ type conn struct {
 	// Written before the connection is live.
 	tls     *tls.Conn         // nil: plaintext
 	own     *x509.Certificate // our leaf; nil: not known
-	expires time.Time         // when the first of the two leaves expires; zero: never
+	expires time.Time         // when the first of what proved the two ends expires; zero: never
 
 	notice time.Duration // before expires; from then on the connection is retiring
 
@@ -83,17 +83,23 @@ func (c *conn) date(now time.Time) error {
 			return &ExpiredError{ID: id, NotAfter: c.expires}
 		}
 	}
-	presented := c.tls.ConnectionState().PeerCertificates
-	if len(presented) == 0 {
+	state := c.tls.ConnectionState()
+	if len(state.PeerCertificates) == 0 {
 		return nil
 	}
-	peer := presented[0]
+	peer := state.PeerCertificates[0]
 	if now.After(peer.NotAfter) {
 		id, _ := x509svid.IDFromCert(peer)
 		return &PeerError{ID: id, Err: &ExpiredError{ID: id, NotAfter: peer.NotAfter}}
 	}
-	if c.own == nil || peer.NotAfter.Before(c.expires) {
-		c.expires = peer.NotAfter
+	until := peer.NotAfter
+	if verify := c.listener.config.Peer; verify != nil {
+		if p, err := verify(&state, now); err == nil {
+			until = p.NotAfter()
+		}
+	}
+	if c.own == nil || until.Before(c.expires) {
+		c.expires = until
 	}
 	return nil
 }

@@ -27,7 +27,8 @@ import (
 // speaks HTTP/2. A wrapper around the Listener, such as netutil.LimitListener, takes that away: wrap the inner listener.
 // Handshakes run concurrently with Accept, so a slow one does not delay the others.
 //
-// A TLS connection lives at most as long as the two leaf certificates it was made with: at the first expiry it is closed.
+// A TLS connection lives at most as long as the two leaf certificates it was made with, and what [ListenerConfig].Peer says: at the first
+// expiry it is closed.
 // Shortly before, from the last tenth or twentieth of its life (drawn at random, so that not all clients reconnect at
 // once; one minute at most), it is Retiring.
 //

@@ -38,6 +38,11 @@ type ListenerConfig struct {
 	// handshake, from several goroutines. nil, or an invalid mode: Strict.
 	Mode func() Mode
 
+	// Peer verifies who made a TLS connection, at the end of its handshake, as Keeper.Peer does. The connection ends, as it does with its
+	// leaf certificates, at the NotAfter of the Peer, which an authority may have before its leaf. An error changes nothing: to refuse
+	// connections is the task of TLS. nil: only the leaf certificates count.
+	Peer func(*tls.ConnectionState, time.Time) (Peer, error)
+
 	// HandshakeTimeout bounds the time from the arrival of a connection to the end of its handshake, including the wait for
 	// its first byte. 0: 10 s.
 	HandshakeTimeout time.Duration
