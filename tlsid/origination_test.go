@@ -88,6 +88,10 @@ func TestOrigination(t *testing.T) {
 		{"SAN by URI with a comma", originate.Config{CACertificates: roots, SubjectAltNames: []string{"https://api.example.com/a,b"}}, host, withURI("https://api.example.com/a,b"), ""},
 		{"SAN is a part of a URI with a comma", originate.Config{CACertificates: roots, SubjectAltNames: []string{"https://api.example.com/a,b"}}, host, withURI("https://api.example.com/a"),
 			"none of the subjectAltNames https://api.example.com/a,b"},
+		{"SAN is a URI that looks like the DNS name", originate.Config{CACertificates: roots, SubjectAltNames: []string{"other.example"}}, host, withURI("other.example"),
+			"none of the subjectAltNames other.example"},
+		{"SAN is a DNS name that looks like the URI", originate.Config{CACertificates: roots, SubjectAltNames: []string{"https://other.example"}}, host,
+			func(c *x509.Certificate) { c.URIs, c.DNSNames = nil, []string{"https://other.example"} }, "none of the subjectAltNames https://other.example"},
 		{"SAN instead of host", originate.Config{CACertificates: roots, SubjectAltNames: []string{"other.example"}}, host, web, "none of the subjectAltNames other.example"},
 		{"MUTUAL", originate.Config{CACertificates: roots, ClientCertificate: filepath.Join(dir, "tls.crt"), PrivateKey: filepath.Join(dir, "tls.key")}, host, web, ""},
 	}

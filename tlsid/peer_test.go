@@ -102,6 +102,12 @@ func TestBadPeers(t *testing.T) {
 	chained := brief.issue(t, order)
 	chained.Certificates = append(chained.Certificates, brief.cert)
 
+	abroad := ca.below(t, func(c *x509.Certificate) {
+		c.PermittedURIDomains, c.PermittedDNSDomainsCritical = []string{"other.example"}, true
+	})
+	constrained := abroad.issue(t, order)
+	constrained.Certificates = append(constrained.Certificates, abroad.cert)
+
 	type test struct {
 		name string
 		svid *x509svid.SVID
@@ -116,6 +122,7 @@ func TestBadPeers(t *testing.T) {
 		{"unknown trust domain", newAuthority(t, "nowhere.example").issue(t, "spiffe://nowhere.example/a"),
 			`trust domain "nowhere.example" is not trusted: there is no bundle for it`, nil},
 		{"stranger of the same trust domain", stranger.issue(t, order), `the bundle of trust domain "cluster.local" does not vouch for it`, new(x509.UnknownAuthorityError)},
+		{"intermediate that is constrained to another trust domain", constrained, "does not vouch for it", new(x509.CertificateInvalidError)},
 		{"intermediate missing", ca.below(t).issue(t, order), "does not vouch for it", new(x509.UnknownAuthorityError)},
 	}
 	for _, bad := range badLeaves {

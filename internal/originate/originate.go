@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -153,14 +155,13 @@ func (o *Origination) verify(certificates []*x509.Certificate, name string, now 
 	return fmt.Errorf("originate: server %s: certificate has none of the subjectAltNames %s", name, strings.Join(o.cfg.SubjectAltNames, ", "))
 }
 
-// hasName reports whether c is valid for a name: a URI, an IP address, or a DNS name, which may match a wildcard of c.
+// hasName reports whether c is valid for a name: a URI, an IP address, or a DNS name, which may match a wildcard of c. What c has must be of the
+// same kind: an authority whose name constraints allow no such DNS name may issue a certificate with a URI that looks like one.
 func hasName(c *x509.Certificate, name string) bool {
-	for _, uri := range c.URIs {
-		if uri.String() == name {
-			return true
-		}
+	if net.ParseIP(strings.Trim(name, "[]")) != nil || !strings.Contains(name, ":") {
+		return c.VerifyHostname(name) == nil
 	}
-	return c.VerifyHostname(name) == nil
+	return slices.ContainsFunc(c.URIs, func(uri *url.URL) bool { return uri.String() == name })
 }
 
 // current returns the material to use. It first checks the files if they were not checked within the last second.
