@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"cmp"
+	"maps"
 	"net/http"
 	"sync"
 
@@ -37,11 +38,7 @@ func (h *hosts) admit(host string, documented bool, now int64) bool {
 func (h *hosts) sweep(before int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for host, used := range h.used {
-		if used < before {
-			delete(h.used, host)
-		}
-	}
+	maps.DeleteFunc(h.used, func(_ string, used int64) bool { return used < before })
 }
 
 // claims are the workloads that authenticated peers claim to be. The number of workloads per peer is bounded: otherwise one peer

@@ -29,12 +29,12 @@ type watcher struct {
 	endpoints       sync.Map // *discovery.Endpoint -> *endpoint
 	known           atomic.Int64
 	withoutEndpoint withoutEndpoint
-	outside         [2]atomic.Pointer[view] // allowed, refused
+	outside         [2]atomic.Pointer[path] // allowed, refused
 	streams         streams
 
 	// For inbound requests.
 	seed    maphash.Seed
-	callers [callerCount]atomic.Pointer[caller]
+	callers [callerCount]atomic.Pointer[view] // peers of requests
 	serving atomic.Bool
 
 	conns conns
@@ -235,7 +235,7 @@ func (w *watcher) forget(now int64) {
 // withoutEndpoint has the paths of calls for which no endpoint was found, by host.
 type withoutEndpoint struct {
 	mu    sync.RWMutex
-	paths map[string]view
+	paths map[string]*path
 }
 
 // pathWithoutEndpoint returns the path of a call for which no endpoint was found.
@@ -244,8 +244,8 @@ func (w *watcher) pathWithoutEndpoint(host string, documented bool, now int64) *
 	u.mu.RLock()
 	known := u.paths[host]
 	u.mu.RUnlock()
-	if known.path != nil && !known.gone.Load() {
-		return known.path
+	if known != nil && !known.gone.Load() {
+		return known
 	}
 	at := w.service(host, documented, now)
 	to := workload.Nobody(w.settings.own.Cluster)
@@ -256,9 +256,9 @@ func (w *watcher) pathWithoutEndpoint(host string, documented bool, now int64) *
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.paths == nil || len(u.paths) >= mostEndpoints {
-		u.paths = make(map[string]view)
+		u.paths = make(map[string]*path)
 	}
-	u.paths[host] = view{path: p}
+	u.paths[host] = p
 	return p
 }
 
@@ -268,19 +268,16 @@ func (w *watcher) pathOutside(refused bool, now int64) *path {
 	if refused {
 		place, name = &w.outside[1], blackHole
 	}
-	if v := place.Load(); v != nil && !v.gone.Load() {
-		return v.path
+	if p := place.Load(); p != nil && !p.gone.Load() {
+		return p
 	}
 	to := workload.Nobody(w.settings.own.Cluster)
 	p := w.store.intern(w.outbound(nil, "", to, service{unknown, name, unknown}), now)
 	if p != nil {
-		place.Store(&view{path: p})
+		place.Store(p)
 	}
 	return p
 }
-
-// caller is the peer of requests.
-type caller struct{ view }
 
 // pathFrom returns the path of requests of a peer, by its SPIFFE ID and the metadata in the request.
 func (w *watcher) pathFrom(peer string, header map[string][]string, now int64) *path {
@@ -304,7 +301,7 @@ func (w *watcher) pathFrom(peer string, header map[string][]string, now int64) *
 	}
 	p := w.store.intern(id, now)
 	if p != nil {
-		place.Store(&caller{view{self: self, peer: peer, value: value, path: p}})
+		place.Store(&view{self: self, peer: peer, value: value, path: p})
 	}
 	return p
 }

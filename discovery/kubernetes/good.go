@@ -12,7 +12,7 @@ import (
 type object[T any] interface {
 	comparable
 	fault() error                    // why it could not be read
-	equal(T) bool                    // whether it means the same
+	equal(T) bool                    // whether it means the same, if both could be read
 	about(key kubernetes.Key) string // the name of its service; "" if it has none or if the name cannot be read
 }
 

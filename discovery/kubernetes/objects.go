@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -37,10 +38,7 @@ type servicePort struct {
 	number int
 }
 
-func (s *service) equal(other *service) bool {
-	return s == other || s != nil && other != nil && s.err == nil && other.err == nil && s.selector == other.selector &&
-		s.externalName == other.externalName && s.portless == other.portless && s.headless == other.headless && s.family == other.family && slices.Equal(s.ports, other.ports)
-}
+func (s *service) equal(other *service) bool { return reflect.DeepEqual(s, other) }
 
 func decodeService(o kubernetes.Object) *service {
 	var from struct {
@@ -96,8 +94,7 @@ type pod struct {
 }
 
 func (p *pod) equal(other *pod) bool {
-	return p == other || p != nil && other != nil && p.err == nil && other.err == nil && p.uid == other.uid && p.account == other.account &&
-		maps.Equal(p.labels, other.labels)
+	return p.uid == other.uid && p.account == other.account && maps.Equal(p.labels, other.labels)
 }
 
 func decodePod(o kubernetes.Object) *pod {

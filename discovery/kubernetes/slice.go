@@ -38,8 +38,8 @@ type backend struct {
 }
 
 func (s *slice) equal(other *slice) bool {
-	return s == other || s != nil && other != nil && s.err == nil && other.err == nil && s.service == other.service && s.addressType == other.addressType &&
-		s.portless == other.portless && s.bad == other.bad && s.left == other.left && slices.Equal(s.ports, other.ports) &&
+	return s.service == other.service && s.addressType == other.addressType && s.portless == other.portless &&
+		s.bad == other.bad && s.left == other.left && slices.Equal(s.ports, other.ports) &&
 		slices.EqualFunc(s.backends, other.backends, func(a, b backend) bool {
 			return a.address == b.address && a.ready == b.ready && a.serving == b.serving && a.terminating == b.terminating && a.pod == b.pod &&
 				a.zone == b.zone && a.node == b.node && slices.Equal(a.forZones, b.forZones) && slices.Equal(a.forNodes, b.forNodes)

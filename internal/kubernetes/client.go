@@ -54,9 +54,9 @@ type Config struct {
 type Client struct {
 	server    string // URL without a slash at the end
 	namespace string
-	token     *token
+	token     *renewed // empty for none
 	base      http.RoundTripper
-	files     []*renewed // the files that requests depend on
+	files     []*renewed // what requests depend on
 
 	lists atomic.Bool  // the server cannot stream lists
 	stuck atomic.Int64 // when a consistent read last timed out, in Unix nanoseconds; 0 if none did
@@ -75,12 +75,10 @@ func New(config Config) (*Client, error) {
 	if c.token, err = newToken(config); err != nil {
 		return nil, err
 	}
-	if server.Scheme == "http" && c.token.set() && (!loopback(server.Hostname()) || config.Proxy != nil) {
+	if server.Scheme == "http" && c.token.read() != "" && (!loopback(server.Hostname()) || config.Proxy != nil) {
 		return nil, fmt.Errorf("kubernetes: server %q: a token is not sent in plain text: use https", config.Server)
 	}
-	if c.token.file != nil {
-		c.files = append(c.files, c.token.file)
-	}
+	c.files = append(c.files, c.token)
 	switch {
 	case config.Transport != nil:
 		c.base = config.Transport

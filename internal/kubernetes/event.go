@@ -139,8 +139,10 @@ func decodeList(body io.Reader, r Resource, namespace string, add func(change) e
 			Continue        string `json:"continue"`
 		}
 	}
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return "", "", nonsense(errors.Join(err, errNoObject(err)))
+	if t, err := d.Token(); err != nil {
+		return "", "", nonsense(err)
+	} else if t != json.Delim('{') {
+		return "", "", nonsense(errors.New("it is not an object"))
 	}
 	for d.More() {
 		left.renew()
@@ -194,13 +196,6 @@ func nonsense(err error) error {
 		err = io.ErrUnexpectedEOF
 	}
 	return fmt.Errorf("%w: %w", errNonsense, err)
-}
-
-func errNoObject(err error) error {
-	if err != nil {
-		return nil
-	}
-	return errors.New("it is not an object")
 }
 
 // decodeItems reads the array of objects of a list, or null.

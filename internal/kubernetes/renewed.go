@@ -11,7 +11,7 @@ import (
 
 const readEvery = time.Second // a file is read at most this often
 
-// renewed is a file that may be replaced while it is in use.
+// renewed is a file that may be replaced while it is in use, or a text that never changes if path is empty.
 type renewed struct {
 	name, path string
 	check      func(text string) (string, error) // returns the part that is used; an error completes a sentence that begins with the path
@@ -47,7 +47,7 @@ func (f *renewed) load() {
 func (f *renewed) read() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if now := time.Now(); now.Sub(f.at) >= readEvery {
+	if now := time.Now(); f.path != "" && now.Sub(f.at) >= readEvery {
 		f.at = now
 		f.load()
 	}

@@ -99,7 +99,7 @@ func (s *Skimmer) value(depth int) bool {
 	case c == '{':
 		return depth < maxDepth && s.members(func([]byte) bool { return s.value(depth + 1) })
 	case c == '[':
-		return depth < maxDepth && s.array(depth)
+		return depth < maxDepth && s.items(func() bool { return s.value(depth + 1) })
 	case c == 't':
 		return s.word("true")
 	case c == 'f':
@@ -109,8 +109,6 @@ func (s *Skimmer) value(depth int) bool {
 	}
 	return s.number()
 }
-
-func (s *Skimmer) array(depth int) bool { return s.items(func() bool { return s.value(depth + 1) }) }
 
 // Items walks over an array. item is called for each item, and must walk over it.
 func (s *Skimmer) Items(item func() bool) bool {

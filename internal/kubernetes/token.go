@@ -10,23 +10,17 @@ import (
 
 const maxToken = 1 << 20
 
-// token authenticates requests. The zero value is no token.
-type token struct {
-	fixed string
-	file  *renewed // nil if the token never changes
-}
-
-// newToken returns the token of a configuration. If a file is named it must exist, since requests without a token are anonymous.
-func newToken(config Config) (*token, error) {
-	if config.TokenFile == "" {
-		text, err := checkToken(config.Token)
-		if err != nil && config.Token != "" {
-			return nil, fmt.Errorf("kubernetes: the token %w", err)
-		}
-		return &token{fixed: text}, nil
+// newToken returns the token of a configuration, which is empty if there is none. If a file is named it must exist, since requests without a
+// token are anonymous.
+func newToken(config Config) (*renewed, error) {
+	if config.TokenFile != "" {
+		return openRenewed("token", config.TokenFile, checkToken)
 	}
-	file, err := openRenewed("token", config.TokenFile, checkToken)
-	return &token{file: file}, err
+	text, err := checkToken(config.Token)
+	if err != nil && config.Token != "" {
+		return nil, fmt.Errorf("kubernetes: the token %w", err)
+	}
+	return &renewed{last: text}, nil
 }
 
 // checkToken returns a token without the space around it.
@@ -41,16 +35,6 @@ func checkToken(text string) (string, error) {
 	return text, nil
 }
 
-func (t *token) set() bool { return t.file != nil || t.fixed != "" }
-
-// read returns the current token.
-func (t *token) read() string {
-	if t.file == nil {
-		return t.fixed
-	}
-	return t.file.read()
-}
-
 // Identity is the identity of this process as the server sees it, as far as the process knows it.
 type Identity struct {
 	Namespace, ServiceAccount string
@@ -59,10 +43,7 @@ type Identity struct {
 
 // Identity returns the identity in the token of this process. Nobody has verified it, so use it only for what this process says about
 // itself. It is zero without the token of a service account.
-func (c *Client) Identity() Identity {
-	text := c.token.read()
-	return claims(text)
-}
+func (c *Client) Identity() Identity { return claims(c.token.read()) }
 
 // claims reads the claims of a service account token.
 func claims(text string) Identity {
