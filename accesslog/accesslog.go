@@ -28,8 +28,9 @@ const (
 
 // Config says what is logged, and where. Exactly one of Handler and Writer must be set.
 type Config struct {
-	// Handler gets a record for each line, with Istio's keys as attributes. The time of the record is the end of the call. Only
-	// the goroutine of the log calls it. To use a *slog.Logger, set its Handler.
+	// Handler gets a record for each line, with [slog.LevelInfo], the message "access", and Istio's keys as attributes. The time of the
+	// record is the end of the call. If the Handler is not enabled for that level, nothing is logged, and nothing counts as dropped.
+	// Only the goroutine of the log calls it. To use a *slog.Logger, set its Handler.
 	Handler slog.Handler
 
 	// Writer gets the lines in Format. Each write has whole lines. Only the goroutine of the log calls it.

@@ -9,7 +9,8 @@
 //	err = access.Close()
 //
 // [JSON] lines have the keys of Istio's JSON format. [Text] lines have Istio's default format. A [log/slog.Handler] gets records with
-// the same keys. An unknown value is "-". Line breaks, quotes, and any other character that could make one line look like two, or one
+// the same keys. response_code, bytes_received, bytes_sent and duration (in whole milliseconds) are numbers, all other values are text;
+// start_time is in UTC. An unknown text is "-". Line breaks, quotes, and any other character that could make one line look like two, or one
 // field like another, are escaped. A field is cut after 4,096 bytes.
 //
 // Logging never blocks a call: the call copies its data into a record, and a goroutine of the log formats and writes it. If more

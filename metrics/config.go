@@ -65,7 +65,8 @@ type Config struct {
 	NativeHistograms bool
 
 	// Dropped has functions that return how many items of a kind, such as "access_log", were dropped so far. Each function is called
-	// at every scrape, and its result is exported as mesh_dropped_total.
+	// at every scrape, and its result is exported as mesh_dropped_total. It must return at once, and be safe for concurrent use, since
+	// scrapes may overlap.
 	Dropped map[string]func() uint64
 }
 

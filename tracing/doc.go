@@ -10,6 +10,9 @@
 // With retries, a Transport below them creates a span for each attempt, and a [Calls] above them groups the attempts of a call.
 // Package tracingmesh does all this for a mesh, and package tracinggrpc for any gRPC client and server.
 //
+// Baggage is passed on as it was received if it has at most 64 members and 8,192 bytes, in printable ASCII; otherwise all of it is dropped.
+// A tracestate that is invalid, or has more than 32 members, is dropped, and the trace goes on.
+//
 // # Spans
 //
 // The first attempt of a call is a child of the caller's span. If there is a second attempt, an INTERNAL span for the whole call is

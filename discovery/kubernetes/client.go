@@ -16,7 +16,8 @@ func InCluster() (*Client, error) {
 
 // Kubeconfig returns a client for a process outside the cluster. path is a file. "" means the files in the variable KUBECONFIG, or else
 // ~/.kube/config. context is one of its contexts, and "" means the current one. Settings that this client does not support (plugins that
-// print a token, impersonation, passwords) are an error that names them. Kubeconfig sends nothing.
+// print a token, impersonation, passwords) are an error that names them. Files with a token or a certificate authority are read again when
+// they change; a client certificate is read once. Kubeconfig sends nothing.
 func Kubeconfig(path, context string) (*Client, error) {
 	c, err := kubernetes.Kubeconfig(path, context)
 	return (*Client)(c), err
