@@ -616,6 +616,28 @@ func TestOutlier_HTTPForgetsEndpointsThatAreGone(t *testing.T) {
 	})
 }
 
+// An endpoint that is seldom used is not forgotten, however much time there is between its calls in all.
+func TestOutlier_HTTPKeepsEndpointsThatAreSeldomUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOutlier(t, breaker.OutlierConfig{})
+		for range 4 {
+			o.Report("seldom", &http.Response{StatusCode: 500}, nil)
+		}
+		for i := range 360 {
+			if i%6 == 0 && o.Ejected("seldom") {
+				t.Fatal("ejected after 4 failures")
+			}
+			o.Report("often", &http.Response{StatusCode: 200}, nil)
+			o.Sweep(time.Now())
+			time.Sleep(10 * time.Second)
+		}
+		o.Report("seldom", &http.Response{StatusCode: 500}, nil)
+		if !o.Ejected("seldom") {
+			t.Error("not ejected after 5 failures: the first four are forgotten")
+		}
+	})
+}
+
 func TestResultOf(t *testing.T) {
 	inURL := func(err error) error { return &url.Error{Op: "Get", URL: "http://a/", Err: err} }
 	for _, test := range []struct {
