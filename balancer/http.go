@@ -78,6 +78,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	attempts := triedOf(req.Context())
 	info := PickInfo{HasHash: hasKey, Tried: attempts.all()}
+	if attempts == nil {
+		info.Tried = attempt.Tried(req.Context())
+	}
 	if hasKey {
 		info.Hash = Hash(key)
 	}
@@ -106,10 +109,13 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if err != nil {
 		c.End(err)
-		return nil, err
+		return nil, attempt.FailedAt(host.ID(), err)
 	}
 	if c.req != req {
 		attempt.Restore(resp, req, 1)
+	}
+	if resp.StatusCode >= 400 {
+		attempt.SentTo(resp, host.ID())
 	}
 	if setCookie != "" {
 		resp.Header.Add("Set-Cookie", setCookie)

@@ -7,8 +7,8 @@ import (
 )
 
 // WithTried returns a context in which a [Transport] remembers the endpoints that requests were sent to, and avoids them while
-// another is available. A caller that makes several attempts, such as retry.Transport around a Transport, does not know the
-// endpoints. If all attempts of a call share such a context, they go to different endpoints.
+// another is available. It is for callers that make several attempts and do not know the endpoints: if all attempts of a call share
+// such a context, they go to different endpoints. A retry.Transport around a Transport does not need it.
 func WithTried(ctx context.Context) context.Context {
 	return context.WithValue(ctx, triedKey{}, new(triedList))
 }

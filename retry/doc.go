@@ -8,4 +8,14 @@
 // into Base, too. A timeout.Transport around this one, or the context's deadline, bounds all tries together; timeout.Exceeded
 // recognizes the error of a per-try timeout. When the tries are used up, the last response is returned as it is. There is no
 // hedging: a PerTryTimeout ends a slow try without doubling the load.
+//
+// # With the other layers
+//
+// The usual order is that of a mesh, in which a circuit sees each try:
+//
+//	client := &http.Client{Transport: &timeout.Transport{Base: &retry.Transport{Base: &breaker.Transport{Base: &balancer.Transport{...}}}}}
+//
+// A retry avoids the endpoints to which a balancer.Transport has sent the tries before it. A try that the circuit refuses is not
+// retried: if the circuit opens during a call, the error is an [*Error] that wraps breaker.ErrOpen. With the breaker around the
+// retries, a circuit sees each call once, by its last try.
 package retry

@@ -125,7 +125,7 @@ func (l *Loop) do(req *http.Request, a Attempter, r *replay) (*http.Response, Su
 	if r == nil && l.Context == nil && l.Policy.untimed && !caller.ToWatch(req) {
 		resp, err = a.Attempt(req, 1) // which is what try would come to
 	} else {
-		resp, sent, err = l.try(req, a, 1, r, nil)
+		resp, sent, err = l.try(req, a, 1, r, step{})
 	}
 	if err != nil || l.Policy.retries(resp) {
 		return l.failed(req, sent, a, r, resp, err)
@@ -143,7 +143,7 @@ func (l *Loop) failed(req, sent *http.Request, a Attempter, r *replay, resp *htt
 	if resp != nil {
 		restore(resp, req, sent)
 	}
-	return resp, Summary{Attempts: 1, Stopped: next.stopped}, err
+	return resp, Summary{Attempts: 1, Stopped: next.stopped}, attempt.Cause(err)
 }
 
 // restore sets the Request of the response to the only try, which was made with sent.
@@ -173,10 +173,12 @@ func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Respo
 			sent *http.Request
 			err  error
 		)
-		resp, sent, err = l.try(req, a, n, r, next.body)
+		tried := next.tried
+		resp, sent, err = l.try(req, a, n, r, next)
 		l.Limiter.Release()
 		held = false
 		next = l.next(req, sent, r, n, resp, err)
+		next.tried = append(tried[:len(tried):len(tried)], next.tried...)
 		if !next.retry {
 			if resp != nil {
 				attempt.Restore(resp, req, n)
@@ -210,6 +212,7 @@ type step struct {
 	retry   bool
 	wait    time.Duration
 	body    io.ReadCloser // nil if the request has none
+	tried   []string      // endpoints, if a balancer says to which the tries so far were sent
 	stopped Reason
 }
 
@@ -248,11 +251,15 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 		return stop(stopped)
 	}
 	// The current outcome must not be dropped for a try that cannot be made.
-	again, err := l.rewind(req, r, resp)
-	if err != nil {
+	again, lost := l.rewind(req, r, resp)
+	if lost != nil {
 		return stop(BodyCommitted)
 	}
-	return step{retry: true, wait: wait, body: again}
+	s := step{retry: true, wait: wait, body: again}
+	if endpoint := attempt.Endpoint(resp, err); endpoint != "" {
+		s.tried = []string{endpoint}
+	}
+	return s
 }
 
 // nextTo is Next or NextAfter, depending on resp, which is nil after a failure.
@@ -404,5 +411,5 @@ func wrap(n int, err error) error {
 	if err == nil || n <= 1 {
 		return err
 	}
-	return &Error{Attempts: n, Last: failure.Explain(err)}
+	return &Error{Attempts: n, Last: failure.Explain(attempt.Cause(err))}
 }

@@ -15,8 +15,8 @@ import (
 )
 
 // try makes one try: with req itself if nothing about it has to change, otherwise with one copy. It returns the request that was
-// sent. again is the body of the second and further tries.
-func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser) (
+// sent. next has what the second and further tries need.
+func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, next step) (
 	*http.Response, *http.Request, error) {
 	ctx := l.context(req)
 	watch := caller.ToWatch(req)
@@ -33,7 +33,7 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 			t.Context.StartTry(ctx, limit, atOnce)
 		}
 		if t.Traced || t.Context.Limited() {
-			return t.do(req, a, n, r, again)
+			return t.do(req, a, n, r, next)
 		}
 	}
 	if n == 1 && r == nil && (l.Context == nil || caller.SameContext(l.Context, req.Context())) && !watch {
@@ -46,8 +46,8 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 	} else {
 		out = new(http.Request)
 	}
-	*out = *req.WithContext(numbered(ctx, n))
-	if err := prepare(out, req, n, r, again); err != nil {
+	*out = *req.WithContext(numbered(ctx, n, next.tried))
+	if err := prepare(out, req, n, r, next.body); err != nil {
 		return nil, req, err
 	}
 	resp, err := a.Attempt(out, n)
@@ -75,7 +75,7 @@ func roomOf(a Attempter, n int) *try {
 func (t *try) End(error) { t.Context.Cancel() }
 
 // do makes the try, once its context has started.
-func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser) (
+func (t *try) do(req *http.Request, a Attempter, n int, r *replay, next step) (
 	*http.Response, *http.Request, error) {
 	attached := false
 	defer func() {
@@ -84,8 +84,8 @@ func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.Read
 		}
 	}()
 	out := &t.Sent
-	*out = *req.WithContext(numbered(t.context(), n))
-	if err := prepare(out, req, n, r, again); err != nil {
+	*out = *req.WithContext(numbered(t.context(), n, next.tried))
+	if err := prepare(out, req, n, r, next.body); err != nil {
 		return nil, req, err
 	}
 	resp, err := a.Attempt(out, n)
@@ -103,7 +103,7 @@ func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.Read
 		}
 		return nil, out, t.Context.Limit()
 	case t.Context.Exceeded() != nil:
-		return nil, out, t.Context.Exceeded()
+		return nil, out, attempt.FailedAt(attempt.Endpoint(nil, err), t.Context.Exceeded())
 	case t.Traced && !t.Begun.Load():
 		return nil, out, failure.Mark(failure.Unsent, err)
 	}
@@ -148,10 +148,10 @@ func prepare(out, req *http.Request, n int, r *replay, again io.ReadCloser) erro
 	return nil
 }
 
-// numbered returns the context of the n-th try, by which retries are recognized.
-func numbered(ctx context.Context, n int) context.Context {
+// numbered returns the context of the n-th try, by which retries are recognized, and avoid endpoints.
+func numbered(ctx context.Context, n int, tried []string) context.Context {
 	if n > 1 {
-		return attempt.Mark(ctx, n)
+		return attempt.WithTried(attempt.Mark(ctx, n), tried)
 	}
 	return ctx
 }

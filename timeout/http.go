@@ -62,7 +62,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp, err := transports.Or(t.Base).RoundTrip(out)
 	if err != nil {
-		return nil, call.Failed(err)
+		return nil, attempt.FailedAt(attempt.Endpoint(nil, err), call.Failed(err))
 	}
 	answered = true
 	call.body.Attach(resp, &call.Call)

@@ -1,8 +1,9 @@
 // Package attempt carries the number of a try in contexts: to the server, so that a retry is not itself retried, and back to the caller,
-// through all wrappers.
+// through all wrappers. In the same way it carries where a try was sent, so that the next one is sent elsewhere.
 package attempt
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strconv"
@@ -36,19 +37,29 @@ func Within(ctx context.Context) bool {
 	return ctx.Value(currentKey{}) != nil
 }
 
-// total is the number of tries that led to a response, whose request is of. The caller may use the context of that for another request.
-type total struct {
-	n  int
-	of *http.Request
+// outcome is what a response says about the call that led to it. The response's request is of: the caller may use the context of that for
+// another request.
+type outcome struct {
+	n        int    // tries; 0 if none of the layers counts them
+	endpoint string // see SentTo
+	of       *http.Request
+}
+
+// outcomeOf returns the outcome that resp says, or nil.
+func outcomeOf(resp *http.Response) *outcome {
+	if resp == nil || resp.Request == nil {
+		return nil
+	}
+	if o, ok := resp.Request.Context().Value(totalKey{}).(*outcome); ok && o.of == resp.Request {
+		return o
+	}
+	return nil
 }
 
 // Total returns the number of tries that led to resp.
 func Total(resp *http.Response) int {
-	if resp.Request == nil {
-		return 1
-	}
-	if t, ok := resp.Request.Context().Value(totalKey{}).(*total); ok && t.of == resp.Request {
-		return t.n
+	if o := outcomeOf(resp); o != nil && o.n > 1 {
+		return o.n
 	}
 	return 1
 }
@@ -57,18 +68,22 @@ func Total(resp *http.Response) int {
 // number that the layers below have counted.
 func Restore(resp *http.Response, req *http.Request, n int) {
 	if n > 1 || resp.Request != req {
-		restore(resp, req, n)
+		restore(resp, req, outcome{n: n})
 	}
 }
 
-func restore(resp *http.Response, req *http.Request, n int) {
-	if n <= 1 {
-		n = Total(resp)
+// restore sets resp.Request to req, and says what o and the layers below say.
+func restore(resp *http.Response, req *http.Request, o outcome) {
+	if below := outcomeOf(resp); below != nil {
+		if o.n <= 1 {
+			o.n = below.n
+		}
+		o.endpoint = cmp.Or(o.endpoint, below.endpoint)
 	}
-	if n > 1 {
-		t := &total{n: n}
-		req = req.WithContext(context.WithValue(req.Context(), totalKey{}, t))
-		t.of = req
+	if o.n > 1 || o.endpoint != "" {
+		next := &o
+		req = req.WithContext(context.WithValue(req.Context(), totalKey{}, next))
+		next.of = req
 	}
 	resp.Request = req
 }
