@@ -161,3 +161,29 @@ func TestAStalledScrapeStopsNoCalls(t *testing.T) {
 	scrape.Wait()
 	m.Close()
 }
+
+// A wrapper of the registry adds its labels to those of each series, for itself alone.
+func TestWrappedRegistries(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	m, err := metrics.New(metrics.Config{MaxEndpoints: 10, Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"a": "first", "z": "last"}, registry)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	o := m.Observer()
+	c := call(t, "orders.default.svc.cluster.local", &discovery.Endpoint{}, "")
+	c.Last.Endpoint, c.Last.Start, c.Last.Status, c.Last.GRPCStatus = "10.0.0.1:80", c.Start, 200, -1
+	o.AttemptEnd(t.Context(), c.Last)
+	ends(o, c)
+	var scrapes sync.WaitGroup
+	for range 4 {
+		scrapes.Go(func() {
+			for range 5 {
+				if _, err := registry.Gather(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	scrapes.Wait()
+}

@@ -116,6 +116,7 @@ func (ts *tails) of(key tailKey, now int64) *tail {
 		t.labels = append(t.labels, &dto.LabelPair{Name: &name, Value: &values[i]})
 	}
 	t.labels[0], t.labels[1] = t.labels[1], t.labels[0] // sorted by name
+	t.labels = slices.Clip(t.labels)                    // wrappers of the registry append to it
 	ts.all[key] = t
 	return t
 }
