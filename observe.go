@@ -273,7 +273,8 @@ type Inbound struct {
 	Pattern string
 
 	// Flags say why a limit refused the request, or why it was not answered, or not to the end: with FlagCallerGone the caller was gone
-	// before the handler returned, with FlagConnectionTerminated (HTTP/1) or FlagRemoteReset (HTTP/2) the handler panicked.
+	// before the handler returned, with FlagConnectionTerminated (HTTP/1) or FlagRemoteReset (HTTP/2) the handler panicked. A unary gRPC
+	// call whose message gRPC itself refuses, because it is too large or cannot be decoded, looks as if its caller were gone.
 	Flags Flags
 
 	// Duration is the time from Start to the return of the handler.

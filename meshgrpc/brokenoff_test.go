@@ -87,8 +87,12 @@ func TestObserversSeeHowInboundCallsAreBrokenOff(t *testing.T) {
 		flags  mesh.Flags
 		sent   int64
 	}{
-		"panic":                  {unary(0), codes.Internal, 0, -1, mesh.FlagRemoteReset, 0},
-		"caller gone":            {unary(1), codes.Canceled, 0, -1, mesh.FlagCallerGone, 0},
+		"panic":       {unary(0), codes.Internal, 0, -1, mesh.FlagRemoteReset, 0},
+		"caller gone": {unary(1), codes.Canceled, 0, -1, mesh.FlagCallerGone, 0},
+		"unary message that is too large": {func(ctx context.Context, _ context.CancelFunc) codes.Code { // gRPC does not say why it ends the call
+			_, err := client.UnaryCall(ctx, &grpctest.Request{Payload: grpctest.Large('a')})
+			return status.Code(err)
+		}, codes.ResourceExhausted, 0, -1, mesh.FlagCallerGone, 0},
 		"panic in a stream":      {stream(func(s grpc_testing.TestService_FullDuplexCallClient, _ context.CancelFunc) { s.Send(&grpctest.In{}) }), codes.Internal, 200, -1, mesh.FlagRemoteReset, 5},
 		"caller leaves a stream": {stream(func(_ grpc_testing.TestService_FullDuplexCallClient, cancel context.CancelFunc) { cancel() }), codes.Canceled, 200, -1, mesh.FlagCallerGone, 5},
 		"message that is too large": {stream(func(s grpc_testing.TestService_FullDuplexCallClient, _ context.CancelFunc) {
