@@ -605,6 +605,29 @@ func TestCommittedStreamThatIsCut(t *testing.T) {
 	})
 }
 
+// Documents edit the trailer of a stream that ends with an error, whether or not it could have been sent again.
+func TestTrailerOfAnErrorIsEdited(t *testing.T) {
+	leak.Check(t)
+	_, conn := one(t, route("    headers: {response: {set: {x-edited: \"yes\"}}}\n"), []discovery.Endpoint{serve(t, &grpctest.Service{
+		Bidi: func(stream grpctest.BidiServer) error {
+			_, _ = stream.Recv()
+			return status.Error(codes.NotFound, "none")
+		},
+	})})
+	for _, room := range []int{256 << 10, 1} {
+		stream, err := grpctest.NewClient(conn).FullDuplexCall(bounded(t), grpc.MaxRetryRPCBufferSize(room))
+		if err == nil {
+			err = stream.Send(&grpctest.In{Payload: grpctest.Large('a')})
+		}
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if trailer := stream.Trailer(); status.Code(err) != codes.NotFound || trailer["x-edited"] == nil {
+			t.Errorf("room for %d bytes: %v, trailer %v", room, err, trailer)
+		}
+	}
+}
+
 // Header, Trailer and Context of a stream are those of its last try.
 func TestStreamMetadata(t *testing.T) {
 	leak.Check(t)

@@ -339,3 +339,54 @@ func TestTryThatWasNotSentStartsOver(t *testing.T) {
 		})
 	}
 }
+
+// overtaken has a try that is over before it is known that it was answered.
+type overtaken struct {
+	stream   grpcreplay.Stream
+	ctx      context.Context
+	finished func(error)
+	ends     []error
+}
+
+func (d *overtaken) Make() grpcreplay.Answer {
+	d.stream.Open(d.ctx, "/a/b", nil)
+	return grpcreplay.Answer{Err: grpcreplay.ErrPending}
+}
+
+func (d *overtaken) Resume() grpcreplay.Answer {
+	d.stream.Reply(true)
+	d.finished(context.Canceled)
+	return grpcreplay.Answer{}
+}
+
+func (d *overtaken) Tell(grpcreplay.Answer) {}
+
+func (d *overtaken) End(err error) error {
+	d.ends = append(d.ends, err)
+	return nil
+}
+
+// A stream that is over when its answer becomes known ends then: its caller may not ask for more.
+func TestStreamThatIsOverBeforeItsAnswerIsKnown(t *testing.T) {
+	d := &overtaken{ctx: t.Context()}
+	stream, err := d.stream.Begin(grpcreplay.Config{
+		Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Encoding: grpcreplay.EncodingOf(nil),
+		Streamer: func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			for _, opt := range opts {
+				if o, ok := opt.(grpc.OnFinishCallOption); ok {
+					d.finished = o.OnFinish
+				}
+			}
+			return answered{ctx: ctx}, nil
+		},
+	}, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Header(); err != nil {
+		t.Fatal(err)
+	}
+	if len(d.ends) != 1 || d.ends[0] != context.Canceled {
+		t.Errorf("the stream ended with %v, want one end, with %v", d.ends, context.Canceled)
+	}
+}
