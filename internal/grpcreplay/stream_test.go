@@ -390,3 +390,57 @@ func TestStreamThatIsOverBeforeItsAnswerIsKnown(t *testing.T) {
 		t.Errorf("the stream ended with %v, want one end, with %v", d.ends, context.Canceled)
 	}
 }
+
+// waiting drops its first try, and waits before the second one.
+type waiting struct {
+	stream grpcreplay.Stream
+	ctx    context.Context
+	next   chan struct{}
+	tries  int
+}
+
+func (d *waiting) Make() grpcreplay.Answer {
+	d.tries++
+	d.stream.Open(d.ctx, "/a/b", nil)
+	return grpcreplay.Answer{Err: grpcreplay.ErrPrompt}
+}
+
+func (d *waiting) Resume() grpcreplay.Answer {
+	d.stream.Reply(true)
+	if d.tries == 1 && d.stream.Drop() {
+		<-d.next
+		return d.Make()
+	}
+	return grpcreplay.Answer{}
+}
+
+func (d *waiting) Tell(grpcreplay.Answer) {}
+func (d *waiting) End(error) error        { return nil }
+
+// A caller that asks for the Context of a stream between two tries gets that of the second one.
+func TestContextBetweenTries(t *testing.T) {
+	type key struct{}
+	synctest.Test(t, func(t *testing.T) {
+		d := &waiting{ctx: t.Context(), next: make(chan struct{})}
+		stream, err := d.stream.Begin(grpcreplay.Config{
+			Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 10, Encoding: grpcreplay.EncodingOf(nil),
+			Streamer: func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+				return answered{ctx: context.WithValue(ctx, key{}, d.tries)}, nil
+			},
+		}, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // until the first try is dropped
+		got := make(chan any, 1)
+		go func() { got <- stream.Context().Value(key{}) }()
+		synctest.Wait()
+		close(d.next)
+		if n := <-got; n != 2 {
+			t.Errorf("the caller got the context of try %v, want 2", n)
+		}
+		if _, err := stream.Header(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
