@@ -2,8 +2,10 @@ package grpcreplay_test
 
 import (
 	"context"
+	"runtime"
 	"testing"
 	"testing/synctest"
+	"weak"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -443,4 +445,47 @@ func TestContextBetweenTries(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A stream that was answered keeps no messages, however long it goes on.
+func TestAnsweredStreamKeepsNoMessages(t *testing.T) {
+	d := &waiting{ctx: t.Context(), tries: 1} // this is the second try
+	answer := make(chan struct{})
+	stream, err := d.stream.Begin(grpcreplay.Config{
+		Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 10, Encoding: grpcreplay.EncodingOf(nil),
+		Streamer: func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+			return slow{answered{ctx: ctx}, answer}, nil
+		},
+	}, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := wrapperspb.String("a")
+	kept := weak.Make(message)
+	if err := stream.SendMsg(message); err != nil {
+		t.Fatal(err)
+	}
+	message = nil
+	if runtime.GC(); kept.Value() == nil {
+		t.Error("the message is not kept before the stream is answered")
+	}
+	close(answer)
+	if _, err := stream.Header(); err != nil {
+		t.Fatal(err)
+	}
+	if runtime.GC(); kept.Value() != nil {
+		t.Error("the message is still kept after the stream was answered")
+	}
+	runtime.KeepAlive(stream)
+}
+
+// slow is a stream that is answered once answer is closed.
+type slow struct {
+	answered
+	answer chan struct{}
+}
+
+func (s slow) Header() (metadata.MD, error) {
+	<-s.answer
+	return metadata.MD{}, nil
 }
