@@ -22,7 +22,7 @@ import (
 
 // group is the connections of a ClientConn for one link. Usually there is one.
 type group struct {
-	ready  grpcconns.Ready[conn, *conn]
+	ready  grpcconns.Ready[*conn]
 	limits limits
 	owner  *connections
 	link   *sockets.Connections

@@ -104,7 +104,7 @@ type endpoint struct {
 	owner *connections
 	conns []*conn
 
-	ready   grpcconns.Ready[conn, *conn]
+	ready   grpcconns.Ready[*conn]
 	failing atomic.Pointer[error] // why none of the connections could be made on the last try; otherwise nil
 }
 

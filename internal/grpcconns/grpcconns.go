@@ -6,40 +6,27 @@ import "sync/atomic"
 
 // Ready is the set of connections to an endpoint that take calls. It is safe for concurrent use, and look-ups take no lock. The zero value
 // is empty.
-type Ready[T any, C interface {
-	*T
-	Count() int64
-}] struct {
-	only atomic.Pointer[T] // the element of all, if there is only one
-	all  atomic.Pointer[[]C]
-}
+type Ready[C interface{ Count() int64 }] struct{ all atomic.Pointer[[]C] }
 
 // Set replaces the connections. The slice must not be changed afterwards.
-func (r *Ready[T, C]) Set(all []C) {
-	r.only.Store(nil)
-	switch len(all) {
-	case 0:
+func (r *Ready[C]) Set(all []C) {
+	if len(all) == 0 {
 		r.all.Store(nil)
 		return
-	case 1:
-		r.only.Store(all[0])
 	}
 	r.all.Store(&all)
 }
 
 // Any reports whether there is a connection.
-func (r *Ready[T, C]) Any() bool { return r.all.Load() != nil }
+func (r *Ready[C]) Any() bool { return r.all.Load() != nil }
 
-// Fewest returns the connection with the fewest calls, or nil if there is none.
-func (r *Ready[T, C]) Fewest() C {
-	if only := r.only.Load(); only != nil {
-		return only
-	}
+// Fewest returns the connection with the fewest calls, or the zero value if there is none.
+func (r *Ready[C]) Fewest() (best C) {
 	all := r.all.Load()
 	if all == nil {
-		return nil
+		return best
 	}
-	best := (*all)[0]
+	best = (*all)[0]
 	for _, c := range (*all)[1:] {
 		if c.Count() < best.Count() {
 			best = c
