@@ -16,5 +16,5 @@ func unknown(service Service) error {
 // unregistered is the error for a service that a table has under none of its names. It lists them, since a table may have another form
 // of the name, such as one with a port.
 func unregistered(names []string) error {
-	return fmt.Errorf("%w: it is registered under none of %s", ErrUnknownService, strings.Join(names, ", "))
+	return fmt.Errorf("%w: nothing is registered as %s", ErrUnknownService, strings.Join(names, " or "))
 }

@@ -18,7 +18,7 @@ type Config struct {
 	Retries int
 
 	// On says what is retried. The zero value means GatewayError|ConnectFailure|RefusedStream: the server, or something on
-	// the way to it, was unavailable.
+	// the way to it, was unavailable. Any other value stands alone: with only a Status, nothing else is retried.
 	On On
 
 	// AnyMethod retries every method alike, as Envoy does. Without it a request that is neither idempotent by its method
@@ -44,8 +44,8 @@ type Config struct {
 	// MaxBackoff is the longest wait. 0: ten times Backoff.
 	MaxBackoff time.Duration
 
-	// MaxRetryAfter is the longest Retry-After that is honoured; a response that asks for a longer wait is returned at once.
-	// 0: 10 s. Negative: the header is ignored.
+	// MaxRetryAfter is the longest Retry-After that is honoured; a response that asks for a longer wait is returned at once. A value
+	// that is malformed, or beyond 292 years, is ignored. 0: 10 s. Negative: the header is ignored.
 	MaxRetryAfter time.Duration
 
 	// BodyLimit is how many bytes of a request body without GetBody are kept for a replay. A request that has sent more

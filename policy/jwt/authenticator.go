@@ -90,7 +90,7 @@ func New(rules []Rule, remotes *Remotes) (*Authenticator, error) {
 		}
 		if source := r.source(); source != (Source{}) {
 			if remotes == nil {
-				errs = append(errs, fmt.Errorf("jwt: rule %d: its keys must be fetched, and there is nothing that fetches", i))
+				errs = append(errs, fmt.Errorf("jwt: rule %d: its keys must be fetched: New needs Remotes", i))
 				continue
 			}
 			r.remote = remotes.of(source)

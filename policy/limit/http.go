@@ -2,6 +2,7 @@ package limit
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"sync"
 
@@ -84,7 +85,7 @@ func (t *Transport) start() {
 	calls := t.Config
 	calls.MaxConnections, calls.MaxPendingRequests, calls.MaxRequests = 0, 0, 0
 	if calls != (PoolConfig{}) {
-		t.fault = errors.New("limit: Config has settings for connections, which need an *http.Transport as Base")
+		t.fault = fmt.Errorf("limit: Config has more than MaxConnections, MaxPendingRequests and MaxRequests: the connections of a %T have settings of their own", t.base)
 	}
 }
 
