@@ -169,7 +169,6 @@ func TestWrappedRegistries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
 	o := m.Observer()
 	c := call(t, "orders.default.svc.cluster.local", &discovery.Endpoint{}, "")
 	c.Last.Endpoint, c.Last.Start, c.Last.Status, c.Last.GRPCStatus = "10.0.0.1:80", c.Start, 200, -1
@@ -186,4 +185,8 @@ func TestWrappedRegistries(t *testing.T) {
 		})
 	}
 	scrapes.Wait()
+	m.Close()
+	if left, err := registry.Gather(); len(left) > 0 || err != nil {
+		t.Errorf("after Close there are %d metrics, %v", len(left), err)
+	}
 }
