@@ -453,6 +453,31 @@ func TestStreamLimits(t *testing.T) {
 	}
 }
 
+// Only the waits for messages are bounded, not the time that the caller takes between them.
+func TestIdleLimitSparesASlowCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, endpoint, transport := inMemory(t, echoStreams)
+		m := meshtest.New(t, "", transport, echoAt(endpoint), mesh.WithProtection(mesh.Protection{BodyIdle: 50 * time.Millisecond}))
+		stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if err := stream.Send(&grpctest.In{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		stream.CloseSend()
+		if _, err := stream.Recv(); err != io.EOF {
+			t.Errorf("end of stream: %v", err)
+		}
+	})
+}
+
 // The timeout of a route begins when the whole request has been sent, as in Envoy, so it does not end a bidirectional stream.
 func TestTimeoutDoesNotCutAStreamThatIsSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
