@@ -58,22 +58,14 @@ func lookUp(apis map[string]catalog.API, group, version, kind string) (catalog.S
 	case catalog.Meaningless:
 		return catalog.Meaningless, skipped
 	}
-	hint := ""
-	if near := yamldoc.Closest(kind, slices.Sorted(maps.Keys(a.Kinds))); near != "" {
-		hint = ", did you mean " + near + "?"
-	}
-	return catalog.Unknown, fmt.Sprintf("unknown kind %q of %s%s", kind, group, hint)
+	return catalog.Unknown, fmt.Sprintf("unknown kind %q of %s%s", kind, group, yamldoc.Hint(kind, slices.Sorted(maps.Keys(a.Kinds))))
 }
 
 // lookUpEntry is lookUp for the kind of a config entry of Consul.
 func lookUpEntry(kind string) (catalog.State, string) {
 	switch s := catalog.OfEntry(kind); s {
 	case catalog.Unknown:
-		hint := ""
-		if near := yamldoc.Closest(kind, slices.Sorted(maps.Values(consul.Objects))); near != "" {
-			hint = ", did you mean " + near + "?"
-		}
-		return catalog.Unknown, fmt.Sprintf("unknown kind %q of Consul's config entries%s", kind, hint)
+		return catalog.Unknown, fmt.Sprintf("unknown kind %q of Consul's config entries%s", kind, yamldoc.Hint(kind, slices.Sorted(maps.Values(consul.Objects))))
 	case catalog.Refused:
 		return catalog.Refused, kind + " is not enforced yet: " + consul.Others[kind]
 	}
@@ -117,14 +109,9 @@ func checkList(doc *yamldoc.Document) {
 	fields := []string{"apiVersion", "kind", "metadata", "items"}
 	keys, _ := doc.Keys("")
 	for _, key := range keys {
-		if slices.Contains(fields, key) {
-			continue
+		if !slices.Contains(fields, key) {
+			doc.Errorf(yamldoc.Key("", key), "unknown field %q%s", key, yamldoc.Hint(key, fields))
 		}
-		hint := ""
-		if near := yamldoc.Closest(key, fields); near != "" {
-			hint = fmt.Sprintf(", did you mean %q?", near)
-		}
-		doc.Errorf(yamldoc.Key("", key), "unknown field %q%s", key, hint)
 	}
 }
 

@@ -3,7 +3,6 @@ package yamldoc
 import (
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -35,12 +34,8 @@ type Decoder struct {
 // duration is a number of nanoseconds. A field that is refused or meaningless may be present if it has the zero value of its type.
 func (dec *Decoder) DecodeLoosely(d *Document, into any) bool {
 	d.Loosen()
-	if d.load(); d.root == nil {
-		return false
-	}
 	w := walk{dec: dec, doc: d, loose: true}
-	w.structure(d.root, reflect.ValueOf(into).Elem())
-	return !w.malformed
+	return w.whole(into)
 }
 
 // Any accepts a value of any type and ignores it.
@@ -91,12 +86,8 @@ func (dec *Decoder) Decode(d *Document, into any) bool {
 
 // DecodeLeniently is Decode for a document with parts that have no effect, given by their paths. Refused fields are allowed in these parts.
 func (dec *Decoder) DecodeLeniently(d *Document, into any, parts []string) bool {
-	if d.load(); d.root == nil {
-		return false
-	}
 	w := walk{dec: dec, doc: d, idle: parts}
-	w.structure(d.root, reflect.ValueOf(into).Elem())
-	return !w.malformed
+	return w.whole(into)
 }
 
 // walk is one run over a document.
@@ -110,6 +101,15 @@ type walk struct {
 	aliased int      // nodes reached through aliases
 
 	malformed bool // there is an error other than a refused field
+}
+
+// whole decodes the document, and reports whether it has the shape of into.
+func (w *walk) whole(into any) bool {
+	if w.doc.load(); w.doc.root == nil {
+		return false
+	}
+	w.structure(w.doc.root, reflect.ValueOf(into).Elem())
+	return !w.malformed
 }
 
 type part struct {
@@ -301,15 +301,11 @@ func (w *walk) key(key *yaml.Node) bool {
 }
 
 func (w *walk) unknown(key *yaml.Node, st *structType) {
-	hint := ""
-	if name := st.closest(key.Value); name != "" {
-		hint = ", did you mean " + strconv.Quote(name) + "?"
-	}
 	w.path = append(w.path, part{key: clip(key.Value)})
 	if key.Value == "" {
 		w.path[len(w.path)-1].key = `""`
 	}
-	w.errorf(key, "unknown field %q%s", clip(key.Value), hint)
+	w.errorf(key, "unknown field %q%s", clip(key.Value), Hint(key.Value, st.names()))
 	w.path = w.path[:len(w.path)-1]
 }
 

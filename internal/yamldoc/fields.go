@@ -3,6 +3,7 @@ package yamldoc
 import (
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -73,13 +74,12 @@ func (dec *Decoder) fields(list []Field, path string, t reflect.Type, within []r
 	return list
 }
 
-// closest returns the field that a misspelt name probably means, or "".
-func (st *structType) closest(name string) string {
+func (st *structType) names() []string {
 	names := make([]string, len(st.fields))
 	for i := range st.fields {
 		names[i] = st.fields[i].name
 	}
-	return Closest(name, names)
+	return names
 }
 
 // fewFields names the fields of a struct that has few: whoever writes a value in place of such an object does not know of them.
@@ -98,6 +98,15 @@ func (st *structType) fewFields() string {
 	default:
 		return " with " + strings.Join(names[:n-1], ", ") + " or " + names[n-1]
 	}
+}
+
+// Hint returns the end of a message about an unknown name, if one of names is similar: `, did you mean "timeout"?`.
+func Hint(name string, names []string) string {
+	near := Closest(name, names)
+	if near == "" {
+		return ""
+	}
+	return ", did you mean " + strconv.Quote(near) + "?"
 }
 
 // Closest returns the most similar of names, or "" if none is similar enough. Case and separators are ignored.

@@ -21,13 +21,7 @@ func keyed(key string) string {
 	return strings.ToLower(strings.ReplaceAll(key, "_", ""))
 }
 
-// looseChild is child for a loose document.
-func looseChild(node *yaml.Node, key string, index int) (line int, value *yaml.Node) {
-	line, _, value = spelledChild(node, key, index)
-	return line, value
-}
-
-// spelledChild is like looseChild, and also returns the key as it is written.
+// spelledChild is child for a loose document. It also returns the key as it is written.
 func spelledChild(node *yaml.Node, key string, index int) (line int, spelled string, value *yaml.Node) {
 	if key == "" {
 		switch {

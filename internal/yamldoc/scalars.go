@@ -37,11 +37,7 @@ func (w *walk) text(node *yaml.Node, v reflect.Value, f *field) {
 		return
 	}
 	if f.enum != nil && !slices.Contains(f.enum, node.Value) {
-		hint := ""
-		if near := Closest(node.Value, f.enum); near != "" {
-			hint = ", did you mean " + near + "?"
-		}
-		w.errorf(node, "%q is not one of %s%s", clip(node.Value), strings.Join(f.enum, ", "), hint)
+		w.errorf(node, "%q is not one of %s%s", clip(node.Value), strings.Join(f.enum, ", "), Hint(node.Value, f.enum))
 		return
 	}
 	v.SetString(node.Value)

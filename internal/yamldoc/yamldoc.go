@@ -121,26 +121,34 @@ func (d *Document) report(line int, path string, warning bool, format string, ar
 
 // LineOf returns the line of the field at path, or of the closest enclosing field that exists.
 func (d *Document) LineOf(path string) int {
-	if path != "" {
-		d.load()
+	if path == "" {
+		return d.Line // without parsing the document
 	}
-	line, node := d.Line, d.root
-	for path != "" && node != nil {
-		var key string
-		var index, at int
-		key, index, path = step(path)
-		if at, node = d.child(node, key, index); node != nil {
-			line = int(d.offset) + at
-		}
-	}
+	_, line := d.locate(path)
 	return line
+}
+
+// locate returns the node at path, or nil if there is none, and the line that LineOf returns.
+func (d *Document) locate(path string) (node *yaml.Node, line int) {
+	d.load()
+	node, line = d.root, d.Line
+	for path != "" && node != nil {
+		key, index, rest := step(path)
+		own, below := d.child(node, key, index)
+		if below != nil {
+			line = int(d.offset) + own
+		}
+		node, path = below, rest
+	}
+	return node, line
 }
 
 // child returns a node of a mapping or sequence, and its line, which is that of the key for a field.
 func (d *Document) child(node *yaml.Node, key string, index int) (line int, value *yaml.Node) {
 	node = target(node)
 	if d.loose {
-		return looseChild(node, key, index)
+		line, _, value = spelledChild(node, key, index)
+		return line, value
 	}
 	switch node.Kind {
 	case yaml.MappingNode:
@@ -159,14 +167,7 @@ func (d *Document) child(node *yaml.Node, key string, index int) (line int, valu
 
 // find returns the node at path, or nil if there is none.
 func (d *Document) find(path string) *yaml.Node {
-	d.load()
-	node := d.root
-	for path != "" && node != nil {
-		var key string
-		var index int
-		key, index, path = step(path)
-		_, node = d.child(node, key, index)
-	}
+	node, _ := d.locate(path)
 	if node == nil {
 		return nil
 	}
@@ -269,37 +270,40 @@ func (d *Document) Keys(path string) (keys []string, ok bool) {
 	if node == nil || null(node) {
 		return nil, true
 	}
-	if node.Kind != yaml.MappingNode {
+	if node.Kind != yaml.MappingNode || d.repeated(node) != nil {
 		return nil, false
 	}
-	seen := make(map[string]bool)
 	for i := 0; i+1 < len(node.Content); i += 2 {
-		key := node.Content[i].Value
-		as := key
-		if d.loose {
-			as = keyed(key)
-		}
-		if seen[as] {
-			return nil, false
-		}
-		seen[as] = true
-		keys = append(keys, key)
+		keys = append(keys, node.Content[i].Value)
 	}
 	return keys, true
 }
 
-// Repeated returns a key that the object at path has twice, with the line of the second, or "".
-func (d *Document) Repeated(path string) (key string, line int) {
-	node := d.find(path)
-	if node == nil || node.Kind != yaml.MappingNode {
-		return "", 0
+// repeated returns the first key of an object that is there before, or nil.
+func (d *Document) repeated(node *yaml.Node) *yaml.Node {
+	if node.Kind != yaml.MappingNode {
+		return nil
 	}
 	seen := make(map[string]bool, len(node.Content)/2)
 	for i := 0; i+1 < len(node.Content); i += 2 {
-		if key := node.Content[i]; seen[key.Value] {
-			return key.Value, int(d.offset) + key.Line
+		key := node.Content[i].Value
+		if d.loose {
+			key = keyed(key)
 		}
-		seen[node.Content[i].Value] = true
+		if seen[key] {
+			return node.Content[i]
+		}
+		seen[key] = true
+	}
+	return nil
+}
+
+// Repeated returns a key that the object at path has twice, with the line of the second, or "".
+func (d *Document) Repeated(path string) (key string, line int) {
+	if node := d.find(path); node != nil {
+		if again := d.repeated(node); again != nil {
+			return again.Value, int(d.offset) + again.Line
+		}
 	}
 	return "", 0
 }
@@ -312,21 +316,11 @@ func (d *Document) ErrorLine(line int, path, format string, args ...any) {
 // Twice reports whether any object in the document has a key twice.
 func (d *Document) Twice() bool {
 	node := d.find("")
-	return node != nil && twice(node)
+	return node != nil && d.twice(node)
 }
 
-func twice(node *yaml.Node) bool {
-	if node.Kind == yaml.MappingNode {
-		seen := make(map[string]bool, len(node.Content)/2)
-		for i := 0; i+1 < len(node.Content); i += 2 {
-			key := node.Content[i].Value
-			if seen[key] {
-				return true
-			}
-			seen[key] = true
-		}
-	}
-	return slices.ContainsFunc(node.Content, twice)
+func (d *Document) twice(node *yaml.Node) bool {
+	return d.repeated(node) != nil || slices.ContainsFunc(node.Content, d.twice)
 }
 
 // IsText reports whether there is a scalar at path that is a string.

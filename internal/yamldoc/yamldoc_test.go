@@ -151,7 +151,7 @@ func TestProblems(t *testing.T) {
 		{"duplicate map key", "labels:\n      a.b: x\n      a.b: y",
 			`7: spec.http[0].labels["a.b"]: error: set twice, first in line 6: remove one`},
 		{"enum", "level: upgrade",
-			`5: spec.http[0].level: error: "upgrade" is not one of DEFAULT, UPGRADE, did you mean UPGRADE?`},
+			`5: spec.http[0].level: error: "upgrade" is not one of DEFAULT, UPGRADE, did you mean "UPGRADE"?`},
 		{"oneof", "exact: a\n    prefix: b",
 			`6: spec.http[0]: error: exact and prefix exclude each other: set only one of them`},
 		{"required", "retries: {}\n  - {}", `6: spec.http[1].name: error: missing: it is required`},

@@ -37,7 +37,7 @@ func TestRules(t *testing.T) {
 		want                string // severity: field: message; empty for nothing
 	}{
 		{"nothing wrong", fmt.Sprintf(route, `"Service": "api", "PrefixRewrite": "/", "NumRetries": 2, "RetryOn": ["5xx", "reset"], "RetryOnStatusCodes": [503]`), "", ""},
-		{"unknown kind", `{"Kind": "service-ruter", "Name": "web"}`, "", `error: Kind: unknown kind "service-ruter" of Consul's config entries, did you mean service-router?`},
+		{"unknown kind", `{"Kind": "service-ruter", "Name": "web"}`, "", `error: Kind: unknown kind "service-ruter" of Consul's config entries, did you mean "service-router"?`},
 		{"kind in lower case", `{"kind": "service-ruter", "name": "web"}`, "", `error: kind: unknown kind "service-ruter"`},
 		{"kind that is not enforced", `{"Kind": "sameness-group", "Name": "web"}`, "", `error: Kind: sameness-group is not enforced yet: name the services to fail over to in Failover of a service-resolver`},
 		{"unknown field", `{"Kind": "service-router", "Name": "web", "Route": []}`, "", `error: Route: unknown field "Route", did you mean "Routes"?`},
@@ -155,7 +155,7 @@ func TestRules(t *testing.T) {
 
 		{"object of Kubernetes", "apiVersion: consul.hashicorp.com/v1alpha1\nkind: ServiceRouter\nmetadata: {name: web}\nspec: {routes: [{match: {http: {pathExact: a}}}]}", "", `error: spec.routes[0].match.http.pathExact: "a" does not start with a slash`},
 		{"object that is not enforced", "apiVersion: consul.hashicorp.com/v1alpha1\nkind: ExportedServices\nmetadata: {name: web}", "", `error: kind: ExportedServices is not enforced yet: remove it`},
-		{"object of no kind", "apiVersion: consul.hashicorp.com/v1alpha1\nkind: ServiceRuter\nmetadata: {name: web}", "", `error: kind: unknown kind "ServiceRuter" of consul.hashicorp.com, did you mean ServiceRouter?`},
+		{"object of no kind", "apiVersion: consul.hashicorp.com/v1alpha1\nkind: ServiceRuter\nmetadata: {name: web}", "", `error: kind: unknown kind "ServiceRuter" of consul.hashicorp.com, did you mean "ServiceRouter"?`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			sources := []policy.Source{{Name: "a.json", Data: []byte(test.entry)}}

@@ -325,11 +325,7 @@ func (c check) condition(w *Condition, custom bool, at string) {
 	case key == "destination.namespace", strings.HasPrefix(key, "destination.labels"):
 		c.Errorf(at+".key", "%s is not a key: use metadata.namespace and selector", key)
 	default:
-		hint := ""
-		if near := yamldoc.Closest(key, conditionKeys); near != "" {
-			hint = ", did you mean " + near + "?"
-		}
-		c.Errorf(at+".key", "unknown key %q%s", key, hint)
+		c.Errorf(at+".key", "unknown key %q%s", key, yamldoc.Hint(key, conditionKeys))
 	}
 	if custom && (key == "source.namespace" || key == "source.serviceAccount" || key == "source.principal" ||
 		strings.HasPrefix(key, "request.auth.")) {
