@@ -8,9 +8,6 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
-	"github.com/nosidecar/mesh/policy/internal/istio"
-	"github.com/nosidecar/mesh/policy/internal/linkerd"
-	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
 // lastApplied is the annotation in which kubectl stores a document as it was applied.
@@ -74,30 +71,5 @@ func (c *compiler) shape(doc *yamldoc.Document, r *reading) {
 		consul.Read(&c.dec, doc, r.kind, new(consul.Environment))
 		return
 	}
-	var into any
-	switch r.kind {
-	case "VirtualService":
-		into = new(istio.VirtualService)
-	case "DestinationRule":
-		into = new(istio.DestinationRule)
-	case "ServiceEntry":
-		into = new(istio.ServiceEntry)
-	case "PeerAuthentication":
-		into = new(istio.PeerAuthentication)
-	case "AuthorizationPolicy":
-		into = new(istio.AuthorizationPolicy)
-	case "RequestAuthentication":
-		into = new(istio.RequestAuthentication)
-	case "Telemetry":
-		into = new(istio.Telemetry)
-	case "ServiceProfile":
-		into = new(linkerd.ServiceProfile)
-	case "TrafficSplit":
-		into = new(smi.TrafficSplit)
-	case "HTTPRouteGroup":
-		into = new(smi.HTTPRouteGroup)
-	default:
-		return
-	}
-	c.dec.Decode(doc, into)
+	c.dec.Decode(doc, blank(r.kind))
 }

@@ -368,98 +368,73 @@ func (c *compiler) word(s string) string {
 	return s
 }
 
+// blank returns an empty document of an enforced kind.
+func blank(kind string) istio.Document {
+	switch kind {
+	case "ServiceProfile":
+		return new(linkerd.ServiceProfile)
+	case "TrafficSplit":
+		return new(smi.TrafficSplit)
+	case "HTTPRouteGroup":
+		return new(smi.HTTPRouteGroup)
+	case "Service":
+		return new(service)
+	}
+	return istio.New(kind)
+}
+
 // decode returns the content of a document of an enforced kind, or notEnforced if the document does not have the shape of its kind.
 func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
-	switch r.kind {
-	case "VirtualService":
-		is := new(istio.VirtualService)
-		if !c.dec.DecodeLeniently(doc, is, istio.AtGateways(doc, true)) {
-			break
-		}
-		if !is.IsDelegate() {
-			is.Check(doc)
-			return c.readVirtual(doc, r, is)
-		}
-		is.CheckDelegate(doc)
+	var idle []string // parts that have no effect
+	switch {
+	case r.kind == "VirtualService":
+		idle = istio.AtGateways(doc, true)
+	case r.kind == "Service":
+		tuned(doc)
+	case r.group == istio.SecurityGroup:
+		c.unplaced(doc)
+	}
+	is := blank(r.kind)
+	if !c.dec.DecodeLeniently(doc, is, idle) {
+		return notEnforced{}
+	}
+	if vs, ok := is.(*istio.VirtualService); ok && vs.IsDelegate() {
+		vs.CheckDelegate(doc)
+	} else {
+		is.Check(doc)
+	}
+	switch is := is.(type) {
+	case *istio.VirtualService:
 		v := c.readVirtual(doc, r, is)
-		if !doc.Failed() {
+		if v.leaf && !doc.Failed() {
 			v.inUse = c.delegated(doc)
 		}
 		return v
-	case "DestinationRule":
-		if is := shaped[istio.DestinationRule](c, doc); is != nil {
-			return c.readDestination(doc, r, is)
-		}
-	case "ServiceEntry":
-		if is := shaped[istio.ServiceEntry](c, doc); is != nil {
-			return c.readEntry(doc, r, is)
-		}
-	case "ServiceProfile":
-		if is := shaped[linkerd.ServiceProfile](c, doc); is != nil {
-			return readProfile(doc, r, is)
-		}
-	case "TrafficSplit":
-		if is := shaped[smi.TrafficSplit](c, doc); is != nil {
-			return is
-		}
-	case "HTTPRouteGroup":
-		if is := shaped[smi.HTTPRouteGroup](c, doc); is != nil {
-			return is
-		}
-	case "Service":
-		tuned(doc)
-		if is := shaped[service](c, doc); is != nil {
-			return c.readService(r, is)
-		}
-	case "Telemetry":
-		if is := shaped[istio.Telemetry](c, doc); is != nil {
-			return c.readTelemetry(doc, is)
-		}
-	case "PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication":
-		return c.decodeSecurity(doc, r.kind)
+	case *istio.DestinationRule:
+		return c.readDestination(doc, r, is)
+	case *istio.ServiceEntry:
+		return c.readEntry(doc, r, is)
+	case *istio.AuthorizationPolicy:
+		return c.readAccess(doc, is)
+	case *istio.RequestAuthentication:
+		return c.readTokens(doc, is)
+	case *istio.Telemetry:
+		return c.readTelemetry(doc, is)
+	case *linkerd.ServiceProfile:
+		return readProfile(doc, r, is)
+	case *service:
+		return c.readService(r, is)
 	}
-	return notEnforced{}
-}
-
-// decodeSecurity is decode for the documents that protect workloads.
-func (c *compiler) decodeSecurity(doc *yamldoc.Document, kind string) any {
-	c.unplaced(doc)
-	switch kind {
-	case "PeerAuthentication":
-		if is := shaped[istio.PeerAuthentication](c, doc); is != nil {
-			return is
-		}
-	case "AuthorizationPolicy":
-		if is := shaped[istio.AuthorizationPolicy](c, doc); is != nil {
-			return c.readAccess(doc, is)
-		}
-	case "RequestAuthentication":
-		if is := shaped[istio.RequestAuthentication](c, doc); is != nil {
-			return c.readTokens(doc, is)
-		}
-	}
-	return notEnforced{}
-}
-
-// shaped decodes and checks a document. It returns nil if the document does not have the shape of its kind. idle lists parts that have no
-// effect.
-func shaped[T any, P interface {
-	*T
-	Check(*yamldoc.Document)
-}](c *compiler, doc *yamldoc.Document, idle ...string) *T {
-	is := new(T)
-	if !c.dec.DecodeLeniently(doc, is, idle) {
-		return nil
-	}
-	P(is).Check(doc)
-	return is
+	return is // *istio.PeerAuthentication, *smi.TrafficSplit or *smi.HTTPRouteGroup
 }
 
 // delegated returns the additional findings of a delegate to which a route in the mesh hands requests.
 func (c *compiler) delegated(doc *yamldoc.Document) *yamldoc.Digest {
-	again := doc.Again()
-	if is := shaped[istio.VirtualService](c, again, istio.AtGateways(again, false)...); is != nil && !again.Failed() {
-		is.Table(again, c.plan.client())
+	again, is := doc.Again(), new(istio.VirtualService)
+	if c.dec.DecodeLeniently(again, is, istio.AtGateways(again, false)) {
+		if is.Check(again); !again.Failed() {
+			is.Table(again, c.plan.client())
+		}
 	}
 	return again.Digest().Without(doc.Digest())
 }

@@ -25,23 +25,7 @@ func findings(t *testing.T, text string) []string {
 		t.Fatalf("%d documents", len(docs))
 	}
 	doc := docs[0]
-	var into interface{ Check(*yamldoc.Document) }
-	switch doc.Text("kind") {
-	case "VirtualService":
-		into = new(istio.VirtualService)
-	case "DestinationRule":
-		into = new(istio.DestinationRule)
-	case "ServiceEntry":
-		into = new(istio.ServiceEntry)
-	case "PeerAuthentication":
-		into = new(istio.PeerAuthentication)
-	case "AuthorizationPolicy":
-		into = new(istio.AuthorizationPolicy)
-	case "RequestAuthentication":
-		into = new(istio.RequestAuthentication)
-	case "Telemetry":
-		into = new(istio.Telemetry)
-	}
+	into := istio.New(doc.Text("kind"))
 	var dec yamldoc.Decoder
 	if dec.Decode(doc, into) {
 		into.Check(doc)
