@@ -131,8 +131,11 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 	}
 	c := Cluster{Missing: t.Subset != ""}
 	if r != nil {
-		if subset := r.subset(t.Subset); subset != nil || t.Subset == "" {
-			c = p.cluster(r.policy(), subset, t.Port)
+		if subset := r.subset(t.Subset); subset != nil {
+			c = p.cluster(r.policy(), subset.TrafficPolicy, t.Port)
+			c.Subset = subset.Labels
+		} else if t.Subset == "" {
+			c = p.cluster(r.policy(), nil, t.Port)
 		}
 	}
 	if budget := p.budgets[host]; budget != nil {
@@ -174,14 +177,10 @@ func (p *Plan) namespaceOf(host string) string {
 	return namespace
 }
 
-func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port int) Cluster {
+// cluster translates the policy of a rule with that of a subset, either of which may be nil, for one port.
+func (p *Plan) cluster(rule, subset *istio.TrafficPolicy, port int) Cluster {
 	var c Cluster
-	var own *istio.TrafficPolicy
-	if subset != nil {
-		own = subset.TrafficPolicy
-		c.Subset = subset.Labels
-	}
-	merged := istio.Merge(policy, own, port)
+	merged := istio.Merge(rule, subset, port)
 	s := merged.Settings(p.workload.Locality, p.workload.Labels)
 	c.Balancer, c.Passthrough = s.Balancer, s.Passthrough
 	if key := &c.Balancer.HashKey; key.Source == balancer.SourceIPKey {
@@ -331,26 +330,18 @@ func (c *compiler) opens(dr decoded[destination]) bool {
 	if files == nil || c.age(dr.document) > 0 || !dr.is.modes.has(TLSSimple) && !dr.is.modes.has(TLSMutual) {
 		return true
 	}
-	spec := &dr.is.peek().Spec
-	check := func(at string, p *istio.TrafficPolicy) {
-		if p == nil {
-			return
-		}
-		try := func(at string, s *istio.ClientTLSSettings) {
-			if t := tlsOf(s); t.Mode == TLSSimple || t.Mode == TLSMutual {
-				if err := files.Check(t); err != nil {
-					dr.Errorf(at+".tls", "cannot be put into force: %v", err)
-				}
+	try := func(at string, s *istio.ClientTLSSettings) {
+		if t := tlsOf(s); t.Mode == TLSSimple || t.Mode == TLSMutual {
+			if err := files.Check(t); err != nil {
+				dr.Errorf(at+".tls", "cannot be put into force: %v", err)
 			}
 		}
+	}
+	for at, p := range dr.is.peek().Spec.Policies() {
 		try(at, p.TLS)
 		for i := range p.PortLevelSettings {
 			try(yamldoc.Index(at+".portLevelSettings", i), p.PortLevelSettings[i].TLS)
 		}
-	}
-	check("spec.trafficPolicy", spec.TrafficPolicy)
-	for i := range spec.Subsets {
-		check(yamldoc.Index("spec.subsets", i)+".trafficPolicy", spec.Subsets[i].TrafficPolicy)
 	}
 	return !dr.Failed()
 }
@@ -398,24 +389,16 @@ func (c *compiler) merging(m *merged, dr decoded[destination]) {
 
 // enforceable makes the layers check all settings of a rule, so that errors do not first appear with a request.
 func (c *compiler) enforceable(doc *yamldoc.Document, spec *istio.DestinationRuleSpec) {
-	try := func(at string, policy *istio.TrafficPolicy, subset *istio.Subset, port int) {
-		cluster := c.plan.cluster(policy, subset, port)
+	try := func(at string, own *istio.TrafficPolicy, port int) {
+		cluster := c.plan.cluster(spec.TrafficPolicy, own, port)
 		if err := cluster.check(); err != nil {
 			doc.Errorf(at, "cannot be enforced: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 		}
 	}
-	ports := func(at string, policy *istio.TrafficPolicy, subset *istio.Subset, own *istio.TrafficPolicy) {
-		if own == nil {
-			return
-		}
-		try(at, policy, subset, 0)
+	for at, own := range spec.Policies() {
+		try(at, own, 0)
 		for i, s := range own.PortLevelSettings {
-			try(yamldoc.Index(at+".portLevelSettings", i), policy, subset, int(s.Port.Number))
+			try(yamldoc.Index(at+".portLevelSettings", i), own, int(s.Port.Number))
 		}
-	}
-	ports("spec.trafficPolicy", spec.TrafficPolicy, nil, spec.TrafficPolicy)
-	for i := range spec.Subsets {
-		s := &spec.Subsets[i]
-		ports(yamldoc.Index("spec.subsets", i)+".trafficPolicy", spec.TrafficPolicy, s, s.TrafficPolicy)
 	}
 }

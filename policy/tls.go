@@ -180,18 +180,11 @@ func (c *compiler) modes() func(host string) tlsModes {
 // modesOf returns the modes that a DestinationRule names.
 func modesOf(spec *istio.DestinationRuleSpec) tlsModes {
 	var modes tlsModes
-	add := func(p *istio.TrafficPolicy) {
-		if p == nil {
-			return
-		}
+	for _, p := range spec.Policies() {
 		modes |= 1 << tlsOf(p.TLS).Mode
 		for i := range p.PortLevelSettings {
 			modes |= 1 << tlsOf(p.PortLevelSettings[i].TLS).Mode
 		}
-	}
-	add(spec.TrafficPolicy)
-	for i := range spec.Subsets {
-		add(spec.Subsets[i].TrafficPolicy)
 	}
 	return modes
 }

@@ -2,6 +2,7 @@ package istio
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"math"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -48,6 +50,20 @@ func Merge(rule, subset *TrafficPolicy, port int) TrafficPolicy {
 		}
 	}
 	return merged
+}
+
+// Policies yields the policies in the document, that for all endpoints and those of the subsets, with their field paths.
+func (spec *DestinationRuleSpec) Policies() iter.Seq2[string, *TrafficPolicy] {
+	return func(yield func(string, *TrafficPolicy) bool) {
+		if p := spec.TrafficPolicy; p != nil && !yield("spec.trafficPolicy", p) {
+			return
+		}
+		for i := range spec.Subsets {
+			if p := spec.Subsets[i].TrafficPolicy; p != nil && !yield(yamldoc.Index("spec.subsets", i)+".trafficPolicy", p) {
+				return
+			}
+		}
+	}
 }
 
 func override[T any](block **T, by *T) {
