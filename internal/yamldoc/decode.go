@@ -13,7 +13,7 @@ import (
 //
 // A field is set from the key that its yaml tag names. Fields without a tag are ignored. Fields of embedded structs are like any other. The
 // tag may also have the options "required" (the key must exist), "nullable" (an element may be null) and "single" (a list may be written as
-// its only element, if that is an object). Further tags:
+// its only element, if that is an object). The fields of a struct with the tag ",inline" are like those of an embedded one. Further tags:
 //
 //	mesh:"refused: REASON"      an error if the field is used
 //	mesh:"meaningless: REASON"  a warning if the field is used

@@ -22,6 +22,13 @@ func (dec *Decoder) structOf(t reflect.Type) *structType {
 			continue
 		}
 		options := strings.Split(tag, ",")
+		if slices.Contains(options, "inline") {
+			for _, f := range dec.structOf(sf.Type).fields {
+				f.index = slices.Concat(sf.Index, f.index)
+				st.add(f)
+			}
+			continue
+		}
 		f := field{name: options[0], index: sf.Index, state: Enforced, oneof: sf.Tag.Get("oneof")}
 		f.required = slices.Contains(options, "required")
 		f.nullable = slices.Contains(options, "nullable")
@@ -32,14 +39,18 @@ func (dec *Decoder) structOf(t reflect.Type) *structType {
 		if enum := sf.Tag.Get("enum"); enum != "" {
 			f.enum = strings.Split(enum, ",")
 		}
-		st.must = st.must || f.required
-		st.groups = st.groups || f.oneof != ""
-		st.byName[f.name] = len(st.fields)
-		st.folded[keyed(f.name)] = len(st.fields)
-		st.fields = append(st.fields, f)
+		st.add(f)
 	}
 	dec.types[t] = st
 	return st
+}
+
+func (st *structType) add(f field) {
+	st.must = st.must || f.required
+	st.groups = st.groups || f.oneof != ""
+	st.byName[f.name] = len(st.fields)
+	st.folded[keyed(f.name)] = len(st.fields)
+	st.fields = append(st.fields, f)
 }
 
 // Field describes a field of a document, for lists of what is supported.

@@ -1,7 +1,9 @@
 package consul
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nosidecar/mesh/policy/route"
@@ -96,16 +98,12 @@ func (s *Set) look(kind, name string) any {
 
 // Protocol returns the protocol of a service. Its service-defaults entry hides proxy-defaults, even if it sets no protocol.
 func (s *Set) Protocol(service string) string {
-	protocol := ""
 	if own := s.Services[service]; own != nil {
-		protocol = own.Protocol
+		return cmp.Or(own.Protocol, "tcp")
 	} else if s.Proxy != nil {
-		protocol = s.Proxy.Protocol
+		return cmp.Or(s.Proxy.Protocol, "tcp")
 	}
-	if protocol == "" {
-		return "tcp"
-	}
-	return protocol
+	return "tcp"
 }
 
 // Chain compiles the chain of a service.
@@ -172,7 +170,7 @@ func (c *chainer) compile() *Error {
 		return err
 	}
 	if c.chain.Protocol == "tcp" {
-		return from.errorf("cannot be enforced: the protocol of %s is tcp, which has no requests; set Protocol in a service-defaults entry of it to http, http2 or grpc", service)
+		return from.withoutRequests()
 	}
 	size := 0
 	for i := range router.Routes {
@@ -180,10 +178,7 @@ func (c *chainer) compile() *Error {
 		leg := Leg{Route: r, Index: i}
 		to, from := Target{Service: service}, place{ServiceRouterKind, service, fmt.Sprintf("Routes[%d].Destination", i)}
 		if d := r.Destination; d != nil {
-			if d.Service != "" {
-				to.Service = d.Service
-			}
-			to.Subset = d.ServiceSubset
+			to = Target{Service: cmp.Or(d.Service, service), Subset: d.ServiceSubset}
 		}
 		if err := c.lead(&leg, to, from); err != nil {
 			return err
@@ -206,6 +201,11 @@ type place struct{ kind, name, field string }
 
 func (p place) errorf(format string, args ...any) *Error {
 	return &Error{Kind: p.kind, Name: p.name, Field: p.field, Message: fmt.Sprintf(format, args...)}
+}
+
+// withoutRequests returns the error about an entry with conditions on requests, for a service that has none.
+func (p place) withoutRequests() *Error {
+	return p.errorf("cannot be enforced: the protocol of %s is tcp, which has no requests; set Protocol in a service-defaults entry of it to http, http2 or grpc", p.name)
 }
 
 // speaks checks that a service has the protocol of the chain, which is that of its first service.
@@ -258,12 +258,10 @@ func (c *chainer) split(service string, from place) ([]Share, *Error) {
 	if splitter == nil {
 		return nil, nil
 	}
-	for _, outer := range c.splits {
-		if outer == service {
-			return nil, from.errorf("leads in a circle: %s", strings.Join(append(c.splits, service), " -> "))
-		}
-	}
-	if len(c.splits) == maxDepth {
+	switch {
+	case slices.Contains(c.splits, service):
+		return nil, from.errorf("leads in a circle: %s", strings.Join(append(c.splits, service), " -> "))
+	case len(c.splits) == maxDepth:
 		return nil, from.errorf("cannot be enforced: it leads through more than %d splitters, one after the other", maxDepth)
 	}
 	from = place{ServiceSplitterKind, service, ""}
@@ -271,7 +269,7 @@ func (c *chainer) split(service string, from place) ([]Share, *Error) {
 		return nil, err
 	}
 	if c.chain.Protocol == "tcp" {
-		return nil, from.errorf("cannot be enforced: the protocol of %s is tcp, which has no requests; set Protocol in a service-defaults entry of it to http, http2 or grpc", service)
+		return nil, from.withoutRequests()
 	}
 	c.splits = append(c.splits, service)
 	defer func() { c.splits = c.splits[:len(c.splits)-1] }()
@@ -280,10 +278,7 @@ func (c *chainer) split(service string, from place) ([]Share, *Error) {
 		split := &splitter.Splits[i]
 		from := place{ServiceSplitterKind, service, fmt.Sprintf("Splits[%d]", i)}
 		weight := normal(float32(split.Weight))
-		to := Target{Service: split.Service, Subset: split.ServiceSubset}
-		if to.Service == "" {
-			to.Service = service
-		}
+		to := Target{Service: cmp.Or(split.Service, service), Subset: split.ServiceSubset}
 		if to.Service != service && to.Subset == "" {
 			inner, err := c.split(to.Service, from)
 			if err != nil {

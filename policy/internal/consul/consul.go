@@ -147,6 +147,17 @@ type form interface {
 	parts(doc *yamldoc.Document) (name string, is checked)
 }
 
+// native is an entry in the form of Consul's API.
+type native[T any] struct {
+	Header
+	Is T `yaml:",inline"`
+}
+
+func (e *native[T]) parts(doc *yamldoc.Document) (string, checked) {
+	e.check(doc, "")
+	return e.Name, any(&e.Is).(checked)
+}
+
 // object is an entry that is a Kubernetes object.
 type object[T any] struct {
 	yamldoc.Object
@@ -159,74 +170,23 @@ func (o *object[T]) parts(doc *yamldoc.Document) (string, checked) {
 	return o.Metadata.Name, any(&o.Spec).(checked)
 }
 
-func (h *Header) named(doc *yamldoc.Document, is checked) (string, checked) {
-	h.check(doc, "")
-	return h.Name, is
-}
-
-type (
-	routerEntry struct {
-		Header
-		Router
-	}
-	splitterEntry struct {
-		Header
-		Splitter
-	}
-	resolverEntry struct {
-		Header
-		Resolver
-	}
-	serviceEntry struct {
-		Header
-		ServiceDefaults
-	}
-	proxyEntry struct {
-		Header
-		ProxyDefaults
-	}
-	meshEntry struct {
-		Header
-		Mesh
-	}
-)
-
-func (e *routerEntry) parts(doc *yamldoc.Document) (string, checked) {
-	return e.named(doc, &e.Router)
-}
-func (e *splitterEntry) parts(doc *yamldoc.Document) (string, checked) {
-	return e.named(doc, &e.Splitter)
-}
-func (e *resolverEntry) parts(doc *yamldoc.Document) (string, checked) {
-	return e.named(doc, &e.Resolver)
-}
-func (e *serviceEntry) parts(doc *yamldoc.Document) (string, checked) {
-	return e.named(doc, &e.ServiceDefaults)
-}
-func (e *proxyEntry) parts(doc *yamldoc.Document) (string, checked) {
-	return e.named(doc, &e.ProxyDefaults)
-}
-func (e *meshEntry) parts(doc *yamldoc.Document) (string, checked) {
-	return e.named(doc, &e.Mesh)
-}
-
 // forms returns the values to decode an entry of a kind into, in the form of Consul's API and in that of Kubernetes.
-func forms(kind string) (native, kubernetes form) {
+func forms(kind string) (form, form) {
 	switch kind {
 	case ServiceRouterKind:
-		return new(routerEntry), new(object[Router])
+		return new(native[Router]), new(object[Router])
 	case ServiceSplitterKind:
-		return new(splitterEntry), new(object[Splitter])
+		return new(native[Splitter]), new(object[Splitter])
 	case ServiceResolverKind:
-		return new(resolverEntry), new(object[Resolver])
+		return new(native[Resolver]), new(object[Resolver])
 	case ServiceDefaultsKind:
-		return new(serviceEntry), new(object[ServiceDefaults])
+		return new(native[ServiceDefaults]), new(object[ServiceDefaults])
 	case ProxyDefaultsKind:
-		return new(proxyEntry), new(object[ProxyDefaults])
+		return new(native[ProxyDefaults]), new(object[ProxyDefaults])
 	case ServiceIntentionsKind:
-		return new(intentionsEntry), new(intentionsObject)
+		return new(native[ServiceIntentions]), new(intentionsObject)
 	}
-	return new(meshEntry), new(object[Mesh])
+	return new(native[Mesh]), new(object[Mesh])
 }
 
 // Read decodes and checks an entry of an enforced kind. It returns nil if the document does not have the shape of its kind.

@@ -2,6 +2,7 @@ package consul
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/connectid"
@@ -66,26 +67,17 @@ const everyone = "*"
 // IsAbout reports whether intentions with this name are about a service.
 func IsAbout(name, service string) bool { return name == everyone || name == service }
 
-type (
-	intentionsEntry struct {
-		Header
+// intentionsObject is an entry that is a Kubernetes object. The name of its service is in its spec.
+type intentionsObject struct {
+	yamldoc.Object
+	Spec struct {
+		Destination struct {
+			Name      string `yaml:"Name"`
+			Namespace string `yaml:"Namespace"`
+		} `yaml:"Destination"`
 		ServiceIntentions
-	}
-	intentionsObject struct {
-		yamldoc.Object
-		Spec struct {
-			Destination struct {
-				Name      string `yaml:"Name"`
-				Namespace string `yaml:"Namespace"`
-			} `yaml:"Destination"`
-			ServiceIntentions
-		} `yaml:"spec"`
-		Status yamldoc.Any `yaml:"status" mesh:"unused: written by the controller"`
-	}
-)
-
-func (e *intentionsEntry) parts(doc *yamldoc.Document) (string, checked) {
-	return e.named(doc, &e.ServiceIntentions)
+	} `yaml:"spec"`
+	Status yamldoc.Any `yaml:"status" mesh:"unused: written by the controller"`
 }
 
 // parts returns the name of the destination. The object itself may have any name, because "*" is not a valid name in Kubernetes.
@@ -221,16 +213,6 @@ func (p *Permission) translate() authz.Permission {
 	return out
 }
 
-// needsHTTP returns the index of the first source with permissions, and -1 if there is none.
-func (in *ServiceIntentions) needsHTTP() int {
-	for i := range in.Sources {
-		if len(in.Sources[i].Permissions) > 0 {
-			return i
-		}
-	}
-	return -1
-}
-
 // Unenforceable returns an error for intentions that Consul would not store: those with conditions on requests for a service whose protocol
 // is tcp.
 func (s *Set) Unenforceable(e *Entry) *Error {
@@ -238,9 +220,9 @@ func (s *Set) Unenforceable(e *Entry) *Error {
 	if !ok || e.Name == everyone || s.Services[e.Name] == nil && s.Proxy == nil {
 		return nil // the protocol of the service is unknown
 	}
-	if i := in.needsHTTP(); i >= 0 && s.Protocol(e.Name) == "tcp" {
-		from := place{ServiceIntentionsKind, e.Name, yamldoc.Index("Sources", i) + ".Permissions"}
-		return from.errorf("cannot be enforced: the protocol of %s is tcp, which has no requests; set Protocol in a service-defaults entry of it to http, http2 or grpc", e.Name)
+	needsHTTP := func(source IntentionSource) bool { return len(source.Permissions) > 0 }
+	if i := slices.IndexFunc(in.Sources, needsHTTP); i >= 0 && s.Protocol(e.Name) == "tcp" {
+		return place{ServiceIntentionsKind, e.Name, yamldoc.Index("Sources", i) + ".Permissions"}.withoutRequests()
 	}
 	return nil
 }

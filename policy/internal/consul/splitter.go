@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"cmp"
 	"math"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
@@ -45,10 +46,7 @@ func (s *Splitter) check(doc *yamldoc.Document, e *Entry, _ *Environment) {
 			doc.Errorf(at+".Weight", "%v is out of range: it must be from 0 to 100", split.Weight)
 		}
 		sum += hundredths(float32(split.Weight))
-		to := [2]string{split.Service, split.ServiceSubset}
-		if to[0] == "" {
-			to[0] = e.Name
-		}
+		to := [2]string{cmp.Or(split.Service, e.Name), split.ServiceSubset}
 		if split.RequestHeaders != nil || split.ResponseHeaders != nil {
 			// Several shares may go to the same target if they change headers.
 		} else if other, twice := first[to]; twice {

@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"cmp"
 	"errors"
 	"maps"
 	"regexp"
@@ -126,20 +127,13 @@ func (m *Modifiers) translate() route.HeaderOps {
 // merge returns the modifiers together with those in over, which take precedence.
 func (m *Modifiers) merge(over *Modifiers) *Modifiers {
 	if m == nil || over == nil {
-		if m == nil {
-			return over
-		}
-		return m
+		return cmp.Or(m, over)
 	}
-	out := &Modifiers{Add: maps.Clone(m.Add), Set: maps.Clone(m.Set), Remove: slices.Clone(m.Remove)}
-	if out.Add == nil {
-		out.Add = make(map[string]string)
+	out := &Modifiers{Add: make(map[string]string), Set: make(map[string]string), Remove: slices.Clone(m.Remove)}
+	for _, part := range []*Modifiers{m, over} {
+		maps.Copy(out.Add, part.Add)
+		maps.Copy(out.Set, part.Set)
 	}
-	if out.Set == nil {
-		out.Set = make(map[string]string)
-	}
-	maps.Copy(out.Add, over.Add)
-	maps.Copy(out.Set, over.Set)
 	for _, name := range over.Remove {
 		if !slices.Contains(out.Remove, name) {
 			out.Remove = append(out.Remove, name)
