@@ -30,12 +30,7 @@ type Source struct {
 //
 // More than 10,000 files and folders, or more than 64 MiB of documents, are an error.
 func ReadDir(path string) ([]Source, error) {
-	reader, err := folder.NewReader(path)
-	if err != nil {
-		return nil, fmt.Errorf("policy: %w", err)
-	}
-	reader.Once = true
-	files, err := reader.ReadAll()
+	files, err := folder.ReadDir(path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}

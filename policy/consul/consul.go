@@ -19,12 +19,7 @@ import (
 // ReadDir is policy.ReadDir that also reads files whose names end in .hcl, with one config entry each: HCL is turned into JSON, line by
 // line, so that findings name the lines of the file.
 func ReadDir(path string) ([]policy.Source, error) {
-	reader, err := folder.NewReader(path)
-	if err != nil {
-		return nil, fmt.Errorf("policy: %w", err)
-	}
-	reader.Once, reader.Formats = true, Formats()
-	files, err := reader.ReadAll()
+	files, err := folder.ReadDir(path, Formats())
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}

@@ -208,31 +208,12 @@ func (s *session) wait(ctx context.Context) (reason, bool) {
 
 // look reads the current documents. The notifier reports later changes.
 func (s *session) look() state {
-	for try := 1; ; try++ {
-		before, err := s.Locate()
-		// Follow before reading, so that each change is either read or reported.
-		fresh := s.follow(before.Interests)
-		if err == nil {
-			var files []folder.File
-			if files, err = s.Read(before); err == nil {
-				after, moved := s.Locate()
-				switch {
-				case moved != nil:
-					err = moved
-				case after.Same(before):
-					return s.filled(s.good(files), after.Ends)
-				case try == folder.Attempts:
-					return bad(fmt.Errorf("%s: %w", s.Roots[0].Name, folder.ErrMoving))
-				default:
-					continue
-				}
-			}
-		}
-		// A missing file may be about to be renamed into place. That may also have happened before its folder was followed.
-		if try == folder.Attempts || !fresh && (try >= 5 || !folder.Missing(err)) {
-			return bad(err)
-		}
+	// Follow before reading, so that each change is either read or reported.
+	files, ends, err := s.ReadAll(func(l *folder.Layout) (fresh bool) { return s.follow(l.Interests) })
+	if err != nil {
+		return bad(err)
 	}
+	return s.filled(s.good(files), ends)
 }
 
 // state is the result of one look: the documents, or an error.

@@ -70,41 +70,54 @@ func NewReader(paths ...string) (*Reader, error) {
 	return r, nil
 }
 
-// Attempts is the number of attempts to read the documents while folders and links are being replaced.
-const Attempts = 20
+// attempts is the number of attempts to read the documents while folders and links are being replaced.
+const attempts = 20
 
-// ErrMoving means that folders or links were replaced during every attempt to read the documents.
-var ErrMoving = errors.New("its folders and links are replaced faster than they can be read; let them stay for a moment")
+// errMoving means that folders or links were replaced during every attempt to read the documents.
+var errMoving = errors.New("its folders and links are replaced faster than they can be read; let them stay for a moment")
 
-// ReadAll reads a consistent set of the documents.
-func (r *Reader) ReadAll() ([]File, error) {
+// ReadDir reads the documents at a path once.
+func ReadDir(path string, formats map[string]Format) ([]File, error) {
+	r, err := NewReader(path)
+	if err != nil {
+		return nil, err
+	}
+	r.Once, r.Formats = true, formats
+	files, _, err := r.ReadAll(func(*Layout) bool { return false })
+	return files, err
+}
+
+// ReadAll reads a consistent set of the documents. ends has, for each root, how many of them there are up to its end. Before the documents are read,
+// located is called with where they are, or would be. It reports whether changes before that may have been missed.
+func (r *Reader) ReadAll(located func(*Layout) (fresh bool)) (files []File, ends []int, err error) {
 	for try := 1; ; try++ {
-		files, moved, err := r.readOnce()
-		switch {
-		case err == nil && !moved:
-			return files, nil
-		case err != nil && (try >= 5 || !Missing(err)): // a missing file may be about to be renamed into place
-			return nil, err
-		case try == Attempts:
-			return nil, fmt.Errorf("%s: %w", r.Roots[0].Name, ErrMoving)
+		before, err := r.locate()
+		fresh := located(before)
+		if err == nil {
+			files, err = r.read(before)
+		}
+		if err == nil {
+			var after *Layout
+			after, err = r.locate()
+			switch {
+			case err != nil:
+			case after.same(before):
+				return files, after.ends, nil
+			case try == attempts:
+				return nil, nil, fmt.Errorf("%s: %w", r.Roots[0].Name, errMoving)
+			default:
+				continue
+			}
+		}
+		// A missing file may be about to be renamed into place. That may also have happened before its folder was followed.
+		if try == attempts || !fresh && (try >= 5 || !missing(err)) {
+			return nil, nil, err
 		}
 	}
 }
 
-func (r *Reader) readOnce() (files []File, moved bool, err error) {
-	before, err := r.Locate()
-	if err != nil {
-		return nil, false, err
-	}
-	if files, err = r.Read(before); err != nil {
-		return nil, false, err
-	}
-	after, err := r.Locate()
-	return files, err == nil && !after.Same(before), err
-}
-
-// Read reads the documents of a layout.
-func (r *Reader) Read(l *Layout) ([]File, error) {
+// read reads the documents of a layout.
+func (r *Reader) read(l *Layout) ([]File, error) {
 	sources := make([]File, 0, len(l.documents))
 	left := r.MaxBytes
 	for _, document := range l.documents {
@@ -172,7 +185,7 @@ func unreadable(name string, err error) error {
 	}
 	remedy := "see that it can be read"
 	switch {
-	case Missing(err):
+	case missing(err):
 		remedy = "put it there, or correct the path"
 		if at, err := os.Getwd(); err == nil && !filepath.IsAbs(name) {
 			remedy += ", which is relative to " + at
@@ -185,7 +198,7 @@ func unreadable(name string, err error) error {
 	return fmt.Errorf("%s: %w; %s", name, err, remedy)
 }
 
-// Missing reports whether err means that a file or folder does not exist.
-func Missing(err error) bool {
+// missing reports whether err means that a file or folder does not exist.
+func missing(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
 }

@@ -20,8 +20,8 @@ type Layout struct {
 	documents []Place
 	folders   []folder
 
-	// Ends has, for each root, how many documents there are up to its end. It is complete if Locate returns no error.
-	Ends []int
+	// ends has, for each root, how many documents there are up to its end. It is complete if locate returns no error.
+	ends []int
 
 	// Interests has what matters of each folder, by its resolved path.
 	Interests map[string]*Interest
@@ -42,20 +42,20 @@ type Interest struct {
 	Names     map[string]bool
 }
 
-// Same reports whether two layouts have the same documents in the same folders.
-func (l *Layout) Same(other *Layout) bool {
+// same reports whether two layouts have the same documents in the same folders.
+func (l *Layout) same(other *Layout) bool {
 	return slices.Equal(l.documents, other.documents) &&
 		slices.EqualFunc(l.folders, other.folders, func(a, b folder) bool {
 			return a.path == b.path && os.SameFile(a.info, b.info)
 		})
 }
 
-// Locate finds the documents. If it returns an error, the Layout has what was found, so that its Interests show when to try again.
-func (r *Reader) Locate() (*Layout, error) {
+// locate finds the documents. If it returns an error, the Layout has what was found, so that its Interests show when to try again.
+func (r *Reader) locate() (*Layout, error) {
 	l := &Layout{Interests: make(map[string]*Interest), left: r.MaxFiles, reader: r}
 	for i, root := range r.Roots {
 		if i > 0 {
-			l.Ends = append(l.Ends, len(l.documents))
+			l.ends = append(l.ends, len(l.documents))
 		}
 		if info, err := os.Stat(root.Path); r.Once && err == nil && !info.IsDir() && !info.Mode().IsRegular() {
 			l.documents = append(l.documents, root) // not resolved: a link such as /dev/fd/3 leads to a pipe, which has no path
@@ -79,7 +79,7 @@ func (r *Reader) Locate() (*Layout, error) {
 			return l, fmt.Errorf("%s: neither a folder nor a regular file; name one that is", root.Name)
 		}
 	}
-	l.Ends = append(l.Ends, len(l.documents))
+	l.ends = append(l.ends, len(l.documents))
 	return l, nil
 }
 
