@@ -336,7 +336,7 @@ func (d *documents) unemptied(feed int, sources []policy.Source) ([]policy.Sourc
 		if !s.Alone {
 			return nil, err
 		}
-		s.Data = d.valid[feed].sources[before].Data
+		s.Data, s.Err = d.valid[feed].sources[before].Data, d.valid[feed].sources[before].Err
 	}
 	return sources, err
 }

@@ -149,7 +149,7 @@ func (c *compiler) readAll(sources []Source) {
 	c.sources = sources
 	streams := empty(&c.room.streams, len(sources))[:len(sources)]
 	for i := range streams {
-		streams[i].Data = sources[i].Data
+		streams[i].Data, streams[i].Err = sources[i].Data, sources[i].Err
 	}
 	known := c.recall(streams)
 	documents := yamldoc.ParseNew(&c.room.texts, streams, func(sum yamldoc.Sum) *yamldoc.Digest { return known[sum] })

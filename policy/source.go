@@ -18,6 +18,10 @@ type Source struct {
 	//
 	// By default, no document takes effect if any of them has an error.
 	Alone bool
+
+	// Err says that Data is not in YAML or JSON, since it could not be converted, and why. It counts as an error in its document. If its text begins
+	// with a number and a colon, that is the line.
+	Err error
 }
 
 // ReadDir reads a file, or the files in a folder and its subfolders whose names end in .yaml, .yml or .json, in any case, sorted by name. Hidden

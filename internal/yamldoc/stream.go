@@ -35,7 +35,21 @@ func Parse(streams ...[]byte) [][]*Document {
 // Stream is a stream of documents.
 type Stream struct {
 	Data  []byte
+	Err   error    // why Data is not a text to parse; its text may begin with the line, as in "3: "
 	Known *Outline // if it was parsed before, and all of its documents have a digest; otherwise nil
+}
+
+// unreadable returns the chunk of a stream with an Err.
+func (s *stream) unreadable(from Stream) chunk {
+	line, message := 1, from.Err.Error()
+	if number, rest, ok := strings.Cut(message, ": "); ok {
+		if n, err := strconv.Atoi(number); err == nil {
+			line, message = n, rest
+		}
+	}
+	doc := s.report(line, "%s", message)
+	doc.text = from.Data
+	return chunk{stream: s, doc: doc}
 }
 
 // Room is memory for the documents of [ParseNew], which can be used again. The zero Room is ready to use.
@@ -67,7 +81,9 @@ func ParseNew(room *Room, streams []Stream, known func(Sum) *Digest) []*Document
 	for i := range each {
 		s := &each[i]
 		s.run, s.index, s.outline = all, int32(i), streams[i].Known
-		if s.outline == nil {
+		if streams[i].Err != nil {
+			chunks, s.outline = append(chunks, s.unreadable(streams[i])), nil
+		} else if s.outline == nil {
 			chunks = s.split(chunks, streams[i].Data)
 		} else if message := s.documented(s.outline.Len()); message != "" {
 			s.outline = nil

@@ -59,7 +59,7 @@ type Watcher struct {
 
 	// Formats adds the files with a certain extension, such as ".hcl". The function converts their content to YAML or JSON; a nil
 	// function means that no conversion is needed. Package policy/consul has that of Consul's config entries in HCL. Nil means only
-	// .yaml, .yml and .json, and a file in HCL is an error.
+	// .yaml, .yml and .json. If a file cannot be converted, its source has an Err, as has a file in HCL without a format.
 	Formats map[string]func(data []byte) ([]byte, error)
 
 	// Alone makes each document stand alone, also when the mesh starts; see [policy.Source]. By default, an error in one document keeps
@@ -228,7 +228,7 @@ type state struct {
 func (s *session) good(files []folder.File) state {
 	sources := make([]policy.Source, len(files))
 	for i, file := range files {
-		sources[i] = policy.Source{Name: file.Name, Data: file.Data, Alone: s.alone}
+		sources[i] = policy.Source{Name: file.Name, Data: file.Data, Alone: s.alone, Err: file.Err}
 	}
 	return state{sources: sources, mark: markOf(sources)}
 }

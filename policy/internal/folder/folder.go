@@ -21,10 +21,12 @@ const (
 	DefaultMaxBytes = 64 << 20
 )
 
-// File is a file with documents. Its Name is the path that was given, joined with its path in that folder.
+// File is a file with documents. Its Name is the path that was given, joined with its path in that folder. If it could not be converted, Err says
+// why, and Data is its text.
 type File struct {
 	Name string
 	Data []byte
+	Err  error
 }
 
 // hcl is the extension of config entries of Consul, for which there is a Format.
@@ -76,7 +78,7 @@ const attempts = 20
 // errMoving means that folders or links were replaced during every attempt to read the documents.
 var errMoving = errors.New("its folders and links are replaced faster than they can be read; let them stay for a moment")
 
-// ReadDir reads the documents at a path once.
+// ReadDir reads the documents at a path once. A file that cannot be converted is an error.
 func ReadDir(path string, formats map[string]Format) ([]File, error) {
 	r, err := NewReader(path)
 	if err != nil {
@@ -84,6 +86,11 @@ func ReadDir(path string, formats map[string]Format) ([]File, error) {
 	}
 	r.Once, r.Formats = true, formats
 	files, _, err := r.ReadAll(func(*Layout) bool { return false })
+	for _, f := range files {
+		if f.Err != nil {
+			return nil, fmt.Errorf("%s:%w", f.Name, f.Err)
+		}
+	}
 	return files, err
 }
 
@@ -118,9 +125,10 @@ func (r *Reader) ReadAll(located func(*Layout) (fresh bool)) (files []File, ends
 
 // read reads the documents of a layout.
 func (r *Reader) read(l *Layout) ([]File, error) {
-	sources := make([]File, 0, len(l.documents))
+	files := make([]File, 0, len(l.documents))
 	left := r.MaxBytes
 	for _, document := range l.documents {
+		var wrong error
 		data, err := readFile(document.Path, left)
 		switch {
 		case err == errTooLarge:
@@ -131,15 +139,17 @@ func (r *Reader) read(l *Layout) ([]File, error) {
 		}
 		left -= int64(len(data))
 		if convert, _ := r.format(document.Name); convert != nil {
-			if data, err = convert(data); err != nil {
-				return nil, fmt.Errorf("%s:%w", document.Name, err)
+			if out, err := convert(data); err != nil {
+				wrong = err
+			} else {
+				data = out
 			}
 		} else if strings.EqualFold(filepath.Ext(document.Name), hcl) {
-			return nil, fmt.Errorf("%s: HCL is read by package policy/consul (ReadDir, or Formats for a file.Watcher): use that, or remove the file", document.Name)
+			wrong = errors.New("1: HCL is read by package policy/consul (ReadDir, or Formats for a file.Watcher): use that, or remove the file")
 		}
-		sources = append(sources, File{Name: document.Name, Data: data})
+		files = append(files, File{Name: document.Name, Data: data, Err: wrong})
 	}
-	return sources, nil
+	return files, nil
 }
 
 // format returns the conversion of a file with this name. It reports whether there is an entry in Formats.
