@@ -55,6 +55,11 @@ func (c *compiler) closing(p *piece) closure {
 // denies reports whether requests to the workload are denied because a document cannot be used.
 func (c *compiler) denies(p *piece) bool {
 	w := &c.plan.workload
+	for _, protects := range c.wrapped(p.Document) {
+		if protects {
+			return true
+		}
+	}
 	switch {
 	case c.restricts(p):
 		return true
@@ -114,7 +119,7 @@ func (c *compiler) misplaced(p *piece) bool {
 
 // elsewhere reports whether a document is certainly about a namespace that this process has nothing to do with.
 func (c *compiler) elsewhere(p *piece) bool {
-	if p.ofConsul() || p.list() {
+	if p.ofConsul() || p.list() || otherMesh(p.group) {
 		return false // it may be about any namespace
 	}
 	keys, ok := p.Keys("")
@@ -206,6 +211,8 @@ func (p *piece) harmless() bool {
 // settings, calls would be sent in plaintext or to unverified endpoints.
 func (c *compiler) closingHosts(p *piece) []shutHost {
 	switch keys, ok := p.Keys(""); {
+	case c.wraps(p.Document):
+		return c.mentionedHosts(p)
 	case p.kind == "ServiceEntry" && p.group == istio.Group:
 		return c.closingEntry(p)
 	case p.kind != "DestinationRule" && p.kind != "" && !p.list() && !c.unheardOf(p) && ok:
@@ -286,7 +293,7 @@ func (c *compiler) mentionedHosts(p *piece) []shutHost {
 		}
 	}
 	var shut []shutHost
-	if yamldoc.IsLabel(p.namespace) && !p.nowhere && !p.list() {
+	if yamldoc.IsLabel(p.namespace) && !p.nowhere && !p.list() && !c.wraps(p.Document) {
 		shut = c.shutHosts(p, hosts, p.namespace)
 	} else {
 		shut = c.shutHosts(p, hosts, c.plan.workload.Namespace, namespaces...)

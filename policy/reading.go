@@ -330,6 +330,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	case catalog.Meaningless:
 		if apart(doc) {
 			guarded(doc)
+			c.unwrapped(doc)
 		}
 		doc.Warnf("kind", "%s", message)
 		return r

@@ -149,6 +149,8 @@ func Protects(group, kind string) bool {
 		return kind != "HTTPRoute" && kind != "HTTPLocalRateLimitPolicy" && kind != "EgressNetwork"
 	case consul.Group:
 		return kind == "ServiceIntentions"
+	case "kuma.io", "policy.openservicemesh.io": // of meshes whose documents are not read
+		return slices.Contains([]string{"Mesh", "MeshTLS", "MeshTrafficPermission", "TrafficPermission", "IngressBackend"}, kind)
 	}
 	return false
 }
