@@ -43,8 +43,8 @@ type Watcher struct {
 
 	// Debounce is how long the files must be unchanged before they are read again, so that half-written files are not read. If they
 	// keep changing, they are read after ten times as long. A file that has become shorter, or has no line break at its end although it
-	// is new or had one, may lack documents that have not been written yet: then they must be unchanged for ten times as long. 0 means
-	// 100 ms.
+	// is new or had one, may lack documents that have not been written yet: then they must be unchanged for ten times as long. When Watch begins,
+	// that is so for files without a line break at their end that were written within ten times as long. 0 means 100 ms.
 	Debounce time.Duration
 
 	// Poll is the interval at which the watcher looks for changes that the kernel did not report. 0 means 30 s.
@@ -107,7 +107,7 @@ func (w *Watcher) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 				// The kernel did not report this change, so it will not report when the writing stops either.
 				now = s.calm(ctx, now)
 			}
-			if last != "" && now.sources != nil && before.halfWritten(now.sources) {
+			if now.sources != nil && (last != "" && before.halfWritten(now.sources) || last == "" && now.begun) {
 				now = s.whole(ctx, now)
 			}
 			if now.sources != nil {
@@ -221,16 +221,18 @@ type state struct {
 	sources []policy.Source   // nil if they could not be read
 	parts   [][]policy.Source // the same by path, if each must have documents
 	known   bool              // the sources are those that were yielded last; there is an error too
+	begun   bool              // somebody may be writing one: it was written a moment ago, and has no line break at its end
 	err     error
 	mark    string // equal for equal results; never empty
 }
 
 func (s *session) good(files []folder.File) state {
-	sources := make([]policy.Source, len(files))
+	sources, begun := make([]policy.Source, len(files)), false
 	for i, file := range files {
 		sources[i] = policy.Source{Name: file.Name, Data: file.Data, Alone: s.alone, Err: file.Err}
+		begun = begun || extentOf(file.Data).broken && time.Since(file.Changed).Abs() < patience*s.debounce
 	}
-	return state{sources: sources, mark: markOf(sources)}
+	return state{sources: sources, begun: begun, mark: markOf(sources)}
 }
 
 // markOf returns a text that is equal for equal sources, and never empty.

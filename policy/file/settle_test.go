@@ -82,6 +82,57 @@ func TestHalfWritten(t *testing.T) {
 	}
 }
 
+// TestHalfWrittenAtStart: a file without a line break at its end that was written a moment ago may be incomplete, unless it is of a mounted volume.
+func TestHalfWrittenAtStart(t *testing.T) {
+	for _, test := range []struct {
+		name, file, text string
+		age              time.Duration
+		want             string
+	}{
+		{"beginning", "a.yaml", "kind: O", 0, "2s kind: One\n"},
+		{"whole", "a.yaml", "kind: O\n", 0, "0s kind: O\n"},
+		{"old", "a.yaml", "kind: O", second, "0s kind: O"},
+		{"clock of another machine", "a.yaml", "kind: O", -second, "0s kind: O"},
+		{"mounted", "..v1/a.yaml", "kind: O", 0, "0s kind: O"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, test.file)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(test.text), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			if filepath.Dir(path) != dir {
+				if err := errors.Join(os.Symlink(filepath.Base(filepath.Dir(path)), filepath.Join(dir, "..data")), os.Symlink("..data/a.yaml", filepath.Join(dir, "a.yaml"))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				begin := time.Now()
+				if err := os.Chtimes(path, begin.Add(-test.age), begin.Add(-test.age)); err != nil {
+					t.Fatal(err)
+				}
+				go func() {
+					time.Sleep(500 * millisecond)
+					if err := os.WriteFile(path, []byte("kind: One\n"), 0o644); err != nil {
+						t.Error(err)
+					}
+				}()
+				w := &Watcher{Paths: []string{dir}, notify: func() (*fsnotify.Watcher, error) { return nil, errors.ErrUnsupported }}
+				for sources, err := range w.Watch(t.Context()) {
+					if err != nil || len(sources) != 1 {
+						t.Fatal(sources, err)
+					}
+					if got := fmt.Sprintf("%v %s", time.Since(begin), sources[0].Data); got != test.want {
+						t.Errorf("the first set is %q, want %q", got, test.want)
+					}
+					break
+				}
+				time.Sleep(second) // until the file was written
+			})
+		})
+	}
+}
+
 // TestHalfWrittenSettles: how long what may be half-written is waited for.
 func TestHalfWrittenSettles(t *testing.T) {
 	const dir = "/mesh.d"

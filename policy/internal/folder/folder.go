@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // The default limits.
@@ -24,9 +25,10 @@ const (
 // File is a file with documents. Its Name is the path that was given, joined with its path in that folder. If it could not be converted, Err says
 // why, and Data is its text.
 type File struct {
-	Name string
-	Data []byte
-	Err  error
+	Name    string
+	Data    []byte
+	Err     error
+	Changed time.Time // when it was written last; zero for a file of a mounted volume, which is there as a whole
 }
 
 // hcl is the extension of config entries of Consul, for which there is a Format.
@@ -129,13 +131,16 @@ func (r *Reader) read(l *Layout) ([]File, error) {
 	left := r.MaxBytes
 	for _, document := range l.documents {
 		var wrong error
-		data, err := readFile(document.Path, left)
+		data, changed, err := readFile(document.Path, left)
 		switch {
 		case err == errTooLarge:
 			return nil, fmt.Errorf("%s: with it the documents are larger than %d bytes; is it one? Remove it%s",
 				document.Name, r.MaxBytes, r.BytesRemedy)
 		case err != nil:
 			return nil, unreadable(document.Name, err)
+		}
+		if strings.Contains(filepath.ToSlash(document.Path), "/..") { // the target of DataLink
+			changed = time.Time{}
 		}
 		left -= int64(len(data))
 		if convert, _ := r.format(document.Name); convert != nil {
@@ -147,7 +152,7 @@ func (r *Reader) read(l *Layout) ([]File, error) {
 		} else if strings.EqualFold(filepath.Ext(document.Name), hcl) {
 			wrong = errors.New("1: HCL is read by package policy/consul (ReadDir, or Formats for a file.Watcher): use that, or remove the file")
 		}
-		files = append(files, File{Name: document.Name, Data: data, Err: wrong})
+		files = append(files, File{Name: document.Name, Data: data, Err: wrong, Changed: changed})
 	}
 	return files, nil
 }
@@ -164,28 +169,25 @@ func (r *Reader) format(name string) (Format, bool) {
 
 var errTooLarge = errors.New("too large")
 
-// readFile reads a file of at most limit bytes.
-func readFile(path string, limit int64) ([]byte, error) {
+// readFile reads a file of at most limit bytes, and returns when it was written last.
+func readFile(path string, limit int64) (data []byte, changed time.Time, err error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, changed, err
 	}
 	defer file.Close()
 	info, err := file.Stat()
 	if err != nil {
-		return nil, err
+		return nil, changed, err
 	}
 	if info.Size() > limit {
-		return nil, errTooLarge
+		return nil, changed, errTooLarge
 	}
-	data, err := io.ReadAll(io.LimitReader(file, limit+1)) // the file may have grown
-	if err != nil {
-		return nil, err
+	data, err = io.ReadAll(io.LimitReader(file, limit+1)) // the file may have grown
+	if err == nil && int64(len(data)) > limit {
+		err = errTooLarge
 	}
-	if int64(len(data)) > limit {
-		return nil, errTooLarge
-	}
-	return data, nil
+	return data, info.ModTime(), err
 }
 
 // unreadable adds to an error the name that people know the path by, and what to do.
