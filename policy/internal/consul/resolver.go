@@ -88,7 +88,7 @@ type HashPolicy struct {
 	FieldValue   string        `yaml:"FieldValue"`
 	CookieConfig *CookieConfig `yaml:"CookieConfig"`
 	SourceIP     bool          `yaml:"SourceIP"`
-	Terminal     bool          `yaml:"Terminal"`
+	Terminal     bool          `yaml:"Terminal" mesh:"unused: there is one policy, after which none follows"`
 }
 
 // CookieConfig describes the cookie that is generated for callers without one.
