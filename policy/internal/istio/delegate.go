@@ -279,7 +279,7 @@ func (s *StringMatch) excludes(other *StringMatch) bool {
 	case text(s.Exact) != "":
 		return exact != text(s.Exact)
 	case text(s.Prefix) != "":
-		return exact+prefix == "" || !strings.HasPrefix(exact+prefix, text(s.Prefix))
+		return !strings.HasPrefix(exact+prefix, text(s.Prefix))
 	}
 	return true
 }

@@ -127,6 +127,43 @@ func TestExpand(t *testing.T) {
 	}
 }
 
+// TestExpand_Merged checks what a match of both has of each, and the mirrors that only the root has.
+func TestExpand_Merged(t *testing.T) {
+	all, docs := services(t, document("a/root", "hosts: [b], ", `
+		{match: [{port: 8080, sourceLabels: {app: web}, queryParams: {q: {exact: a}}, withoutHeaders: {x: {exact: a}}}], delegate: {name: leaf},
+		 mirror: {host: copy}, mirrorPercentage: {value: 30}},
+		{delegate: {name: leaf}, mirrors: [{destination: {host: first}}, {destination: {host: second}, percentage: {value: 20}}]}`)+
+		document("a/leaf", "", `{match: [{port: 0, sourceLabels: {tier: front}, queryParams: {r: {exact: b}}, withoutHeaders: {y: {exact: b}}}],
+		 route: [{destination: {host: b}}]}`))
+	e := all["a/root"].Expand(lookup(all))
+	labels := map[string]string{"app": "web", "tier": "front"}
+	if got := e.Spec.HTTP[0].Match[0].SourceLabels; !reflect.DeepEqual(got, labels) {
+		t.Errorf("sourceLabels = %v, want %v", got, labels)
+	}
+	table := e.Table(docs["a/root"], istio.Client{Labels: labels, ClusterDomain: "cluster.local"})
+	if table == nil {
+		t.Fatal(docs["a/root"].Problems)
+	}
+	keys := func(matches []route.KeyMatch) (names string) {
+		for _, m := range matches {
+			names += m.Key + "=" + m.Value.Value + " "
+		}
+		return names
+	}
+	m := table.Rule(0).Route.Matches[0]
+	if m.Port != 8080 || keys(m.Query) != "q=a r=b " || keys(m.WithoutHeaders) != "x=a y=b " {
+		t.Errorf("match = %+v", m)
+	}
+	to := func(host string, fraction float64) route.Mirror {
+		return route.Mirror{Target: route.Target{Host: host + ".a.svc.cluster.local"}, Fraction: fraction}
+	}
+	for i, want := range [][]route.Mirror{{to("copy", 0.3)}, {to("first", 1), to("second", 0.2)}} {
+		if got := table.Rule(i).Route.Mirrors; !slices.Equal(got, want) {
+			t.Errorf("mirrors of route %d = %v, want %v", i, got, want)
+		}
+	}
+}
+
 // TestExpand_Nothing checks that a document without delegates stays what it is.
 func TestExpand_Nothing(t *testing.T) {
 	all, _ := services(t, document("a/b", "hosts: [b], ", "{route: [{destination: {host: b}}]}, {redirect: {uri: /}}"))
@@ -223,13 +260,17 @@ func TestExpand_Matches(t *testing.T) {
 		{"query", "[{queryParams: {x: {exact: a}}}]", "[{queryParams: {x: {exact: b}}}]", true},
 		{"case", "[{uri: {prefix: /a}, ignoreUriCase: true}]", "[{uri: {prefix: /a}}]", true},
 		{"port", "[{port: 80}]", "[{port: 81}]", true},
+		{"port 0 of root", "[{port: 0}]", "[{port: 81}]", false},
+		{"port 0 of leaf", "[{port: 80}]", "[{port: 0}]", false},
 		{"port of one", "[{port: 80}]", "[{method: {exact: GET}}]", false},
 		{"sourceNamespace of root only", "[{sourceNamespace: a}]", "[{method: {exact: GET}}]", true},
 		{"sourceNamespace of leaf only", "[{method: {exact: GET}}]", "[{sourceNamespace: a}]", false},
 		{"sourceLabels", "[{sourceLabels: {a: b}}]", "[{sourceLabels: {a: c}}]", true},
+		{"sourceLabels of the same value", "[{sourceLabels: {a: b}}]", "[{sourceLabels: {a: b}}]", false},
 		{"sourceLabels of another name", "[{sourceLabels: {a: b}}]", "[{sourceLabels: {b: c}}]", false},
 		{"gateways within", "[{gateways: [mesh, g]}]", "[{gateways: [mesh]}]", false},
 		{"gateways beyond", "[{gateways: [mesh, g]}]", "[{gateways: [h]}]", true},
+		{"more gateways than the root", "[{gateways: [g]}]", "[{gateways: [root/g, root/g]}]", true},
 		{"gateways of another namespace", "[{gateways: [g]}]", "[{gateways: [leaf/g]}]", true},
 		{"gateways by full name", "[{gateways: [g]}]", "[{gateways: [root/g]}]", false},
 		{"gateways by domain", "[{gateways: [g.root.svc.cluster.local]}]", "[{gateways: [root/g]}]", false},
