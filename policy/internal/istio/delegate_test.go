@@ -127,12 +127,13 @@ func TestExpand(t *testing.T) {
 	}
 }
 
-// TestExpand_Merged checks what a match of both has of each, and the mirrors that only the root has.
+// TestExpand_Merged checks what a match of both has of each, and the mirrors that only the root has, which may have both fields for them.
 func TestExpand_Merged(t *testing.T) {
 	all, docs := services(t, document("a/root", "hosts: [b], ", `
 		{match: [{port: 8080, sourceLabels: {app: web}, queryParams: {q: {exact: a}}, withoutHeaders: {x: {exact: a}}}], delegate: {name: leaf},
 		 mirror: {host: copy}, mirrorPercentage: {value: 30}},
-		{delegate: {name: leaf}, mirrors: [{destination: {host: first}}, {destination: {host: second}, percentage: {value: 20}}]}`)+
+		{delegate: {name: leaf}, mirrors: [{destination: {host: first}}, {destination: {host: second}, percentage: {value: 20}}]},
+		{delegate: {name: leaf}, mirror: {host: copy}, mirrors: [{destination: {host: first}}]}`)+
 		document("a/leaf", "", `{match: [{port: 0, sourceLabels: {tier: front}, queryParams: {r: {exact: b}}, withoutHeaders: {y: {exact: b}}}],
 		 route: [{destination: {host: b}}]}`))
 	e := all["a/root"].Expand(lookup(all))
@@ -157,7 +158,7 @@ func TestExpand_Merged(t *testing.T) {
 	to := func(host string, fraction float64) route.Mirror {
 		return route.Mirror{Target: route.Target{Host: host + ".a.svc.cluster.local"}, Fraction: fraction}
 	}
-	for i, want := range [][]route.Mirror{{to("copy", 0.3)}, {to("first", 1), to("second", 0.2)}} {
+	for i, want := range [][]route.Mirror{{to("copy", 0.3)}, {to("first", 1), to("second", 0.2)}, {to("copy", 1), to("first", 1)}} {
 		if got := table.Rule(i).Route.Mirrors; !slices.Equal(got, want) {
 			t.Errorf("mirrors of route %d = %v, want %v", i, got, want)
 		}

@@ -3,9 +3,12 @@ package istio_test
 import (
 	"math"
 	"net/http"
+	"reflect"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/istio"
@@ -203,5 +206,68 @@ func TestVirtualService_Applies(t *testing.T) {
 				t.Errorf("Applies = %v, want %v", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestVirtualService_Destinations: routes that are only for gateways lead nowhere here.
+func TestVirtualService_Destinations(t *testing.T) {
+	all, _ := services(t, document("ns/a", "hosts: [a], ", `
+		{match: [{gateways: [g]}], route: [{destination: {host: hidden}}]},
+		{match: [{gateways: [g, mesh]}], route: [{destination: {host: b}}, {destination: {host: c}, weight: 1}], mirror: {host: d}},
+		{route: [{destination: {host: e}}], mirrors: [{destination: {host: f}}]}`))
+	var got []string
+	for d, at := range all["ns/a"].Destinations() {
+		got = append(got, d.Host+" "+at)
+	}
+	want := []string{"b spec.http[1].route[0].destination", "c spec.http[1].route[1].destination", "d spec.http[1].mirror",
+		"e spec.http[2].route[0].destination", "f spec.http[2].mirrors[0].destination"}
+	if !slices.Equal(got, want) {
+		t.Errorf("Destinations yields %q, want %q", got, want)
+	}
+}
+
+func TestHTTPRoute_Ports(t *testing.T) {
+	for match, want := range map[string][]int{
+		"[]":                                nil,
+		"[{port: 80}, {port: 81}]":          {80, 81},
+		"[{port: 80}, {port: 0}]":           nil,
+		"[{port: 80}, {uri: {prefix: /a}}]": nil,
+	} {
+		all, _ := services(t, document("ns/a", "hosts: [a], ", "{match: "+match+", route: [{destination: {host: a}}]}"))
+		if got := all["ns/a"].Spec.HTTP[0].Ports(); !slices.Equal(got, want) {
+			t.Errorf("Ports of %s = %v, want %v", match, got, want)
+		}
+	}
+}
+
+// TestFaultPercentage: the newer of the two fields counts.
+func TestFaultPercentage(t *testing.T) {
+	all, _ := services(t, document("ns/a", "hosts: [a], ", "{route: [{destination: {host: a}}], fault: {delay: {fixedDelay: 1s, percent: 50, percentage: {value: 5}}}}"))
+	if got := all["ns/a"].Routes(istio.Client{})[0].Fault.Delay.Fraction; got != 0.05 {
+		t.Errorf("fraction = %v, want 0.05", got)
+	}
+}
+
+// TestFailoverPriority: the first label that the caller lacks ends the comparison, and without any there is no preference.
+func TestFailoverPriority(t *testing.T) {
+	own := discovery.Locality{Region: "eu"}
+	for priority, want := range map[string]balancer.Locality{
+		"[missing, app]":         {},
+		"[app, missing, zone=x]": {Enabled: true, Own: own, FailoverPriority: []balancer.Label{{Name: "app", Value: "a"}}},
+		"[topology.kubernetes.io/region, zone=x]": {Enabled: true, Own: own,
+			FailoverPriority: []balancer.Label{{Name: "topology.kubernetes.io/region", Value: "eu"}, {Name: "zone", Value: "x"}}},
+	} {
+		doc := yamldoc.Parse([]byte("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: a, trafficPolicy: " +
+			"{outlierDetection: {}, loadBalancer: {localityLbSetting: {failoverPriority: " + priority + "}}}}"))[0][0]
+		var dr istio.DestinationRule
+		if new(yamldoc.Decoder).Decode(doc, &dr) {
+			dr.Check(doc)
+		}
+		if doc.Failed() {
+			t.Fatal(doc.Problems)
+		}
+		if got := dr.Spec.TrafficPolicy.Settings(own, map[string]string{"app": "a"}).Balancer.Locality; !reflect.DeepEqual(got, want) {
+			t.Errorf("locality of %s = %+v, want %+v", priority, got, want)
+		}
 	}
 }
