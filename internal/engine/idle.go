@@ -57,9 +57,6 @@ func (e *Engine) sweep() {
 	defer func() { closeAll(dropped) }()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed.Load() {
-		return
-	}
 	t, now := e.view.Load().clusters, time.Now()
 	dropped = t.dropIdleLocked(&t.strangers, now.Add(-strangerIdle), now)
 	if t.strangers.Len() == 0 {
