@@ -59,7 +59,7 @@ func (u Upload) Sending() {
 // Sent says that the transport has sent that part. The Pause continues.
 func (u Upload) Sent() {
 	for limit := u.innermost; limit != nil; limit = ClockOf(limit.parent).innermost {
-		if limit.state.Load() == uploading {
+		if limit.phase() == uploading {
 			limit.Pause()
 		}
 	}

@@ -15,40 +15,72 @@ import (
 type Context struct {
 	parent   context.Context
 	exceeded Error
-	limited  bool         // it has a limit
-	announce bool         // Deadline includes the limit
-	ofCall   bool         // tries may follow it; see StartTry
-	follows  bool         // it is a try that ends with its call at the latest
-	spent    bool         // guarded by mu: the child has ended, or is about to
-	orphan   bool         // guarded by mu: the end of the parent has spent a signal
-	live     atomic.Bool  // child and cancel are set
-	released atomic.Bool  // the child is that of a signal that was given back
-	canceled atomic.Bool  // changed with mu held
-	state    atomic.Int32 // one of the states below, changed with mu held
+	limited  bool          // it has a limit
+	announce bool          // Deadline includes the limit
+	ofCall   bool          // tries may follow it; see StartTry
+	state    atomic.Uint32 // a phase and flags, as below; changed with the mutex held
+	of       *Context      // of a try that ends with its call at the latest: the call; see StartTry
 
-	mu      sync.Mutex      // if that of a call and that of its try are held, the latter was locked first
-	child   context.Context // of parent, cancelled through cancel; never changes once live is set
-	cancel  context.CancelCauseFunc
-	timer   *time.Timer   // nil until it is needed
-	at      time.Time     // when the limit is exceeded; unused while paused
-	left    time.Duration // what remains of the limit while paused or uploading, and at first, after [Call.BeginAt]
-	stalled *Error        // set if SendIdle ended the context
+	mu     sync.Mutex      // unused in such a try, which has that of its call: see mutex
+	apart  bool            // somebody watches the end of the call, so such a try does not
+	spent  bool            // the child has ended, or is about to
+	orphan bool            // the end of the parent has spent a signal
+	child  context.Context // of parent, cancelled through cancel; never changes once live is set
+	cancel context.CancelCauseFunc
+	timer  *time.Timer   // nil until it is needed
+	at     time.Time     // when the limit is exceeded; unused while paused
+	left   time.Duration // what remains of the limit while paused or uploading, and at first, after [Call.BeginAt]
 
 	lender *Signals // nil unless c may use a signal
 	signal *signal  // whose context is the child; nil if c has a child and a timer of its own
 
-	whole *Context                // of a try that ends with its call: the call; see StartTry
-	try   atomic.Pointer[Context] // of a call that such a try follows
+	try *Context // of a call that such a try follows
 }
 
-// The states of a Context with a limit.
+// The phases of a limit.
 const (
-	running   int32 = iota
-	paused          // the limit is paused
-	uploading       // the limit is paused, and the timer is that of SendIdle
+	running   uint32 = iota
+	paused           // the limit is paused
+	uploading        // the limit is paused, and the timer is that of SendIdle
 	stopped
-	expired
+	expired // by the limit
+	stalled // by SendIdle
+
+	phases uint32 = 1<<3 - 1
 )
+
+// The flags of a Context, which stay set.
+const (
+	live     uint32 = 1 << (iota + 3) // child and cancel are set
+	canceled                          // Cancel or Finish was called
+	released                          // the child is that of a signal that was given back
+)
+
+// mutex returns what guards c.
+func (c *Context) mutex() *sync.Mutex {
+	if c.of != nil {
+		return &c.of.mu
+	}
+	return &c.mu
+}
+
+// lock locks the mutex, and returns it. It is not inlined, and the mutex is.
+func (c *Context) lock() *sync.Mutex {
+	mu := c.mutex()
+	mu.Lock()
+	return mu
+}
+
+// has reports whether a flag is set.
+func (c *Context) has(flag uint32) bool { return c.state.Load()&flag != 0 }
+
+// phase returns the phase of the limit.
+func (c *Context) phase() uint32 { return c.state.Load() & phases }
+
+// enterLocked changes the phase, and sets flags.
+func (c *Context) enterLocked(phase, flags uint32) {
+	c.state.Store(c.state.Load()&^phases | phase | flags)
+}
 
 // Within returns limit, or 0 if the deadline of ctx comes first: then the timeout is the caller's, not ours.
 func Within(ctx context.Context, limit time.Duration) time.Duration {
@@ -81,154 +113,120 @@ func (c *Context) start(parent context.Context, kind Kind, limit time.Duration, 
 	}
 }
 
-// StartTry is Start for a try of a call, whose context is call, that is not announced. The limit is 0 if the deadline of the call comes
-// first. Mostly such a try is all that waits for the end of its call, so that one timer and one child of the call's parent will do for
-// both. Nobody may pause the limit of the try alone. With atOnce, the call has just begun, with [Call.BeginAt].
-func (c *Context) StartTry(call context.Context, limit time.Duration, atOnce bool) {
-	w, ok := call.(*Context)
-	if !ok || limit <= 0 || !w.ofCall || !w.limited || w.live.Load() || w.state.Load() != running {
-		c.Start(call, PerTry, Within(call, limit), false)
-		return
-	}
-	var at time.Time
-	var left time.Duration
-	if atOnce { // nobody else has w yet, and the clock is not read, which costs as much as the rest
-		at, left = w.at, w.left
-	} else {
-		w.mu.Lock()
-		at = w.at
-		w.mu.Unlock()
-		left = time.Until(at)
-	}
-	if limit >= left {
-		c.Start(call, PerTry, 0, false)
-		return
-	}
-	c.start(call, PerTry, limit, false, at.Add(limit-left))
-	c.whole = w
-	if c.follows = w.try.CompareAndSwap(nil, c); !c.follows {
-		c.whole = nil
-	}
-}
-
-// Follows reports whether c is the context of a try that its call will cancel, so that nobody else has to.
-func (c *Context) Follows() bool { return c.follows }
-
-// part is called before the limit of a call changes. From then on the call watches its own end.
-func (c *Context) part() {
-	try := c.try.Load()
-	if try == nil {
-		return
-	}
-	c.begin()
-	try.mu.Lock()
-	defer try.mu.Unlock()
-	if try.whole = nil; try.state.Load() == stopped {
-		try.haltLocked()
-	}
-}
-
 // begin makes c what Done needs: a child of its parent, and a timer.
 func (c *Context) begin() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.live.Load() {
+	mu := c.mutex()
+	mu.Lock()
+	defer mu.Unlock()
+	c.beginLocked()
+}
+
+func (c *Context) beginLocked() {
+	if c.has(live) {
 		return
 	}
 	parent := c.parent
-	if c.whole != nil && c.whole.live.Load() {
-		c.whole = nil // its end is not for c to watch
-	} else if c.whole != nil {
-		parent = c.whole.parent
+	if c.of != nil {
+		if c.apart = c.apart || c.of.has(live); !c.apart {
+			parent = c.of.parent
+		}
 	}
-	defer c.live.Store(true)
-	if c.borrowLocked(parent) {
+	at, ok := c.endLocked()
+	if c.lender != nil && !c.has(canceled) && parent.Err() == nil {
+		c.signal = c.lender.take(c, parent, at, ok)
+		c.child, c.cancel = c.signal.ctx, c.signal.cancel
+		c.enterLocked(c.phase(), live)
 		return
 	}
 	c.child, c.cancel = context.WithCancelCause(parent)
-	if at, ok := c.endLocked(); c.canceled.Load() {
+	switch {
+	case c.has(canceled):
 		c.cancel(nil)
-	} else if left := time.Until(at); ok && left <= 0 {
-		c.cancel(c.expireLocked())
-	} else if ok {
-		c.timer = time.AfterFunc(left, c.expire)
+	case ok:
+		if left := time.Until(at); left <= 0 {
+			c.cancel(c.expireLocked())
+		} else {
+			c.timer = time.AfterFunc(left, c.expire)
+		}
 	}
+	c.enterLocked(c.phase(), live)
 }
 
 // endLocked returns when c is to end. It reports false if there is no such time, as during a pause.
 func (c *Context) endLocked() (time.Time, bool) {
-	if state := c.state.Load(); c.limited && (state == running || state == uploading) {
+	switch phase := c.phase(); {
+	case c.limited && (phase == running || phase == uploading):
 		return c.at, true
-	}
-	if c.whole != nil {
-		c.whole.mu.Lock()
-		defer c.whole.mu.Unlock()
-		return c.whole.at, true
+	case c.of != nil && !c.apart:
+		return c.of.at, true
 	}
 	return time.Time{}, false
 }
 
 // expireLocked says that the end of c has come. It returns the cause.
 func (c *Context) expireLocked() *Error {
-	switch c.state.Load() {
+	switch c.phase() {
 	case running:
-		c.state.Store(expired)
+		c.enterLocked(expired, 0)
 		return &c.exceeded
 	case uploading:
-		c.state.Store(expired)
-		c.stalled = &Error{Kind: SendIdle, Limit: sendIdle}
-		return c.stalled
+		c.enterLocked(stalled, 0)
+		return stall
 	}
-	return &c.whole.exceeded
+	return &c.of.exceeded
 }
 
-// expire runs when the timer fires. That may have happened just before the timer was stopped or reset.
+// expire runs when the timer fires, which may be too early: it was set for an earlier end, or for none any more.
 func (c *Context) expire() {
-	c.mu.Lock()
+	mu := c.lock()
 	at, ok := c.endLocked()
-	if !ok || c.canceled.Load() {
-		c.mu.Unlock()
+	if !ok || c.has(canceled) {
+		mu.Unlock()
 		return
 	}
-	if left := time.Until(at); left > 0 {
-		c.resetLocked(left) // for the end of the call, if this was that of its try
-		c.mu.Unlock()
+	if time.Until(at) > 0 {
+		c.armLocked(at)
+		mu.Unlock()
 		return
 	}
 	cause := c.expireLocked()
-	c.mu.Unlock()
+	mu.Unlock()
 	c.End(cause)
 }
 
-// resetLocked sets the timer, which c must have.
-func (c *Context) resetLocked(after time.Duration) {
-	if c.signal != nil {
-		c.signal.set(time.Now().Add(after))
-		return
+// armLocked sets the timer, if anybody waits for the end of c.
+func (c *Context) armLocked(at time.Time) {
+	switch {
+	case c.signal != nil:
+		c.signal.set(at)
+	case c.timer != nil:
+		c.timer.Reset(time.Until(at))
+	case c.has(live):
+		c.timer = time.AfterFunc(time.Until(at), c.expire)
 	}
-	c.timer.Reset(after)
 }
 
 // End ends c, and the try that follows it.
 func (c *Context) End(cause error) {
-	if !c.live.Load() {
+	if !c.has(live) {
 		c.begin()
 	}
-	c.endChild(cause)
-	if try := c.try.Load(); try != nil {
+	mu := c.lock()
+	ours, try := c.spendLocked(), c.try
+	mu.Unlock()
+	if ours {
+		c.cancel(cause)
+	}
+	if try != nil {
 		try.End(cause)
 	}
 }
 
-// endChild ends the child, unless another context has it by now.
-func (c *Context) endChild(cause error) {
-	c.mu.Lock()
-	ours := !c.released.Load()
+// spendLocked reports whether there is a child to end, which is not another context's by now.
+func (c *Context) spendLocked() bool {
+	ours := c.state.Load()&(live|released) == live
 	c.spent = c.spent || ours
-	c.mu.Unlock()
-	if ours {
-		c.cancel(cause)
-	}
+	return ours
 }
 
 // Stop stops the timer without ending the context. It reports false if it came too late: the limit was exceeded, and the context has ended
@@ -237,85 +235,76 @@ func (c *Context) Stop() bool {
 	if !c.limited {
 		return true
 	}
-	c.part()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch c.state.Load() {
-	case expired:
+	mu := c.mutex()
+	mu.Lock()
+	defer mu.Unlock()
+	c.partLocked()
+	switch c.phase() {
+	case expired, stalled:
 		return false
 	case running:
-		if c.whole != nil && c.live.Load() {
-			break // it runs on for the end of the call
-		}
-		if !c.haltLocked() {
+		if c.lateLocked() {
 			return false
 		}
-	case uploading:
-		c.haltLocked()
 	}
-	c.state.Store(stopped)
+	c.enterLocked(stopped, 0)
 	return true
 }
 
-// haltLocked stops the timer. It reports false if the time is up.
-func (c *Context) haltLocked() bool {
-	switch {
-	case c.released.Load():
-		return false
-	case c.signal != nil:
-		return c.signal.halt()
-	case c.timer != nil:
-		return c.timer.Stop()
-	}
-	return time.Until(c.at) > 0
-}
+// lateLocked reports whether a limit that is running was exceeded, which nobody has waited for. Otherwise expire would know.
+func (c *Context) lateLocked() bool { return !c.has(live) && time.Until(c.at) <= 0 }
 
-// Cancel stops the timer and ends the context. It may be called more than once.
+// Cancel ends the context, and the try that follows it. It may be called more than once.
 func (c *Context) Cancel() {
-	if c.canceled.Load() { // and so was the try
+	if c.has(canceled) { // and so is the try
 		return
 	}
-	if try := c.try.Load(); try != nil {
-		try.Cancel()
+	mu := c.lock()
+	try, ours, theirs := c.try, c.cancelLocked(), false
+	if try != nil {
+		theirs = try.cancelLocked()
 	}
-	c.mu.Lock()
-	c.canceled.Store(true)
-	if c.state.Load() != expired {
-		c.state.Store(stopped)
+	mu.Unlock()
+	if theirs {
+		try.cancel(nil)
 	}
+	if ours {
+		c.cancel(nil)
+	}
+}
+
+// cancelLocked does of Cancel what needs the lock. It reports whether there is a child to end.
+func (c *Context) cancelLocked() bool {
+	c.enterLocked(max(c.phase(), stopped), canceled)
+	ours := c.spendLocked()
 	switch {
-	case c.released.Load(): // another context has the timer
+	case !ours: // or another context has the timer
 	case c.signal != nil:
 		c.signal.close()
 	case c.timer != nil:
 		c.timer.Stop()
 	}
-	c.mu.Unlock()
-	if c.live.Load() {
-		c.endChild(nil)
-	}
+	return ours
 }
 
 // Pause pauses the limit until Resume. It does nothing if the limit was exceeded or stopped.
 func (c *Context) Pause() {
-	if !c.limited || c.state.Load() == paused {
+	if !c.limited || c.phase() == paused {
 		return
 	}
-	c.part()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch c.state.Load() {
+	defer c.lock().Unlock()
+	c.partLocked()
+	switch c.phase() {
 	case running:
-		if !c.haltLocked() {
+		if c.lateLocked() {
 			return
 		}
 		c.left = max(0, time.Until(c.at))
 	case uploading:
-		c.haltLocked()
 	default:
 		return
 	}
-	c.state.Store(paused)
+	c.enterLocked(paused, 0)
 }
 
 // Resume ends a Pause. Otherwise it does nothing.
@@ -323,12 +312,10 @@ func (c *Context) Resume() {
 	if !c.limited {
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s := c.state.Load(); s != paused && s != uploading {
-		return
+	defer c.lock().Unlock()
+	if p := c.phase(); p == paused || p == uploading {
+		c.continueLocked(running, c.left)
 	}
-	c.setLocked(running, c.left)
 }
 
 // sending begins, during a Pause, the wait for the peer to take the part of the request that the transport has. It reports false if the
@@ -337,31 +324,26 @@ func (c *Context) sending() bool {
 	if !c.limited {
 		return false
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s := c.state.Load(); s != paused && s != uploading {
+	defer c.lock().Unlock()
+	p := c.phase()
+	if p != paused && p != uploading {
 		return false
 	}
-	c.setLocked(uploading, sendIdle)
+	c.continueLocked(uploading, sendIdle)
 	return true
 }
 
 // progress records a sign of life from the peer, which restarts the wait for it to take more of the request.
 func (c *Context) progress() {
-	if c.state.Load() == uploading {
+	if c.phase() == uploading {
 		c.sending()
 	}
 }
 
-func (c *Context) setLocked(state int32, after time.Duration) {
-	c.state.Store(state)
+func (c *Context) continueLocked(phase uint32, after time.Duration) {
+	c.enterLocked(phase, 0)
 	c.at = time.Now().Add(after)
-	switch {
-	case c.timer != nil || c.signal != nil:
-		c.resetLocked(after)
-	case c.live.Load():
-		c.timer = time.AfterFunc(after, c.expire)
-	}
+	c.armLocked(c.at)
 }
 
 // Limited reports whether c has a limit.
@@ -372,29 +354,21 @@ func (c *Context) Limit() error { return &c.exceeded }
 
 // Exceeded returns an *Error if the limit has ended the context, and nil otherwise.
 func (c *Context) Exceeded() error {
-	if c.parent == nil || !c.live.Load() && !c.over() {
+	if c.parent == nil || !c.has(live) && !c.over() {
 		return nil
 	}
-	cause := context.Cause(c.waited())
-	if c.released.Load() {
-		return nil
-	}
-	if cause == error(&c.exceeded) {
-		return &c.exceeded
-	}
-	if cause != nil && c.state.Load() == expired {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.stalled != nil && cause == error(c.stalled) {
-			return c.stalled
-		}
+	switch cause := context.Cause(c.waited()); {
+	case cause == error(&c.exceeded):
+		return cause
+	case cause == error(stall) && c.phase() == stalled:
+		return cause
 	}
 	return nil
 }
 
 // waited returns the child.
 func (c *Context) waited() context.Context {
-	if !c.live.Load() {
+	if !c.has(live) {
 		c.begin()
 	}
 	return c.child
@@ -405,19 +379,19 @@ func (c *Context) over() bool {
 	if c.parent.Err() != nil {
 		return true
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.lock().Unlock()
 	at, ok := c.endLocked()
-	return c.canceled.Load() || ok && time.Until(at) <= 0
+	return c.has(canceled) || ok && time.Until(at) <= 0
 }
 
 // Deadline implements context.Context. While the limit is paused, it returns the deadline of the parent.
 func (c *Context) Deadline() (time.Time, bool) {
 	if c.announce {
-		c.mu.Lock()
-		at, state := c.at, c.state.Load()
-		counts := state == running || state == expired && c.stalled == nil
-		c.mu.Unlock()
+		mu := c.mutex()
+		mu.Lock()
+		at, phase := c.at, c.phase()
+		counts := phase == running || phase == expired
+		mu.Unlock()
 		if counts {
 			return at, true
 		}
@@ -430,11 +404,11 @@ func (c *Context) Done() <-chan struct{} { return c.waited().Done() }
 
 // Err implements context.Context. It returns context.DeadlineExceeded if a limit has ended the context, its own or that of the call.
 func (c *Context) Err() error {
-	if !c.live.Load() && !c.over() {
+	if !c.has(live) && !c.over() {
 		return nil
 	}
 	err := c.waited().Err()
-	if c.released.Load() {
+	if c.has(released) {
 		return context.Canceled
 	}
 	if err == nil {
@@ -454,11 +428,31 @@ func (c *Context) Value(key any) any {
 	switch {
 	case key == (clockKey{}):
 		return c
-	case c.live.Load():
-		// Package context asks it for the cause, and a signal knows nothing else.
-		if v := c.child.Value(key); v != nil || c.signal == nil {
-			return v
-		}
+	case key == childKey && c.has(live):
+		return c.child.Value(key)
+	case c.of != nil:
+		return c.of.parent.Value(key)
 	}
 	return c.parent.Value(key)
+}
+
+// childKey is the key by which package context finds the context that it ends, and knows the cause of. Here that is the child, whose other
+// values are those of the parent.
+var childKey = func() any {
+	asked := new(questions)
+	_ = context.Cause(asked)
+	return asked.key
+}()
+
+// questions is a context that remembers which key it was asked for.
+type questions struct {
+	context.Context
+	key any
+}
+
+func (*questions) Err() error { return context.Canceled }
+
+func (q *questions) Value(key any) any {
+	q.key = key
+	return nil
 }

@@ -24,6 +24,9 @@ const (
 // sendIdle is the duration of SendIdle. It is Envoy's default for idle streams.
 const sendIdle = 5 * time.Minute
 
+// stall is the error of SendIdle.
+var stall = &Error{Kind: SendIdle, Limit: sendIdle}
+
 // String returns the name of the limit.
 func (k Kind) String() string {
 	switch k {

@@ -21,7 +21,7 @@ const (
 )
 
 // signal is a context without a parent, and a timer. The context has its channel and its list of children already. The timer runs on
-// when a call ends in time, and notices by itself that it is early for the next one. So most calls set no timer, and stop none. Nor do they
+// when a call ends in time, and the next one notices that it is early. So most calls set no timer, and stop none. Nor do they
 // begin and end to watch a parent that many calls have in turn, such as the context of a whole program. Contexts with the same channel are as one,
 // whatever their values. The channel counts, not the context: a program may use the memory of one again. So a watch outlasts a call only if
 // its parent was made by context.WithCancel: ending the watch of another one may lead to code of the program.
@@ -34,8 +34,6 @@ type signal struct {
 	mu      sync.Mutex      // may be locked while that of a Context is held
 	owner   *Context        // nil if it is free
 	parent  context.Context // whose end is the owner's, too
-	wanted  bool            // owner is to end at a time
-	at      time.Time       // when, if wanted
 	timer   *time.Timer
 	running bool // the timer will fire
 	fires   time.Time
@@ -108,7 +106,7 @@ func (s *signal) giveBack() {
 	if s.countLocked(); s.inARow < keepAfter || !s.lasting || !s.running { // the timer ends what is kept: see expire
 		s.unwatchLocked()
 	}
-	s.owner, s.parent, s.wanted = nil, nil, false
+	s.owner, s.parent = nil, nil
 	s.mu.Unlock()
 	f := s.from
 	f.mu.Lock()
@@ -126,7 +124,7 @@ func (s *signal) giveBack() {
 func (s *signal) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.wanted, s.running = false, false
+	s.running = false
 	if s.timer != nil {
 		s.timer.Stop()
 	}
@@ -150,7 +148,6 @@ func (s *signal) set(at time.Time) {
 }
 
 func (s *signal) setLocked(at time.Time) {
-	s.wanted, s.at = true, at
 	if s.running && !at.Before(s.fires) {
 		return
 	}
@@ -162,38 +159,20 @@ func (s *signal) setLocked(at time.Time) {
 	s.running, s.fires = true, at
 }
 
-// halt undoes set. It reports false if that is not in force, or comes too late.
-func (s *signal) halt() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	halted := s.wanted
-	s.wanted = false
-	return halted
-}
-
-// expire runs when the timer fires.
+// expire runs when the timer fires, which may have been set for an earlier call.
 func (s *signal) expire() {
 	s.mu.Lock()
-	owner, due := s.owner, s.wanted
-	if due {
-		if left := time.Until(s.at); left > 0 { // it was set for an earlier call
-			s.timer.Reset(left)
-			s.fires = s.at
-			s.mu.Unlock()
-			return
-		}
-	}
-	s.running, s.wanted = false, false
+	owner := s.owner
+	s.running = false
 	if owner == nil {
 		s.unwatchLocked()
 	}
 	s.mu.Unlock()
-	switch {
-	case owner == nil: // for as long as a call may take
+	if owner == nil { // for as long as a call may take
 		s.from.forget(s)
-	case due:
-		owner.expire()
+		return
 	}
+	owner.expire()
 }
 
 // parentGone runs when a parent has ended: that of the owner, or one that was watched for an earlier call.
@@ -207,9 +186,9 @@ func (s *signal) parentGone() {
 	if owner == nil || !closed(parent.Done()) {
 		return
 	}
-	owner.mu.Lock()
+	mu := owner.lock()
 	owner.orphan = owner.orphan || !owner.spent
-	owner.mu.Unlock()
+	mu.Unlock()
 	owner.End(context.Cause(parent))
 }
 
@@ -225,18 +204,15 @@ func closed(done <-chan struct{}) bool {
 
 // parentErr returns the error of the parent if that has ended c, which the context of the signal does not know, and nil otherwise.
 func (c *Context) parentErr() error {
-	c.mu.Lock()
-	s := c.signal
-	if !c.orphan {
-		s = nil
-	}
-	c.mu.Unlock()
-	if s == nil {
+	mu := c.lock()
+	orphan := c.orphan
+	mu.Unlock()
+	if !orphan {
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.parent.Err()
+	c.signal.mu.Lock()
+	defer c.signal.mu.Unlock()
+	return c.signal.parent.Err()
 }
 
 // Lend lets c use a signal, which a later call uses again after Finish. It is for a context that only net/http waits for, and is called before
@@ -245,36 +221,20 @@ func (c *Context) Lend(from *Signals) { c.lender = from }
 
 // Finish is Cancel at a time at which net/http has done everything for a call that there was to do.
 func (c *Context) Finish() {
-	if try := c.try.Load(); try != nil {
-		try.Finish()
+	mu := c.mutex()
+	mu.Lock()
+	waits := c
+	if c.try != nil {
+		waits = c.try
 	}
-	if !c.live.Load() || c.signal == nil || !c.release() {
+	s := waits.signal
+	if s == nil || waits.spent || waits.has(canceled) || waits.phase() > stopped || waits != c && c.has(live) {
+		mu.Unlock()
 		c.Cancel()
 		return
 	}
-	c.signal.giveBack()
-}
-
-// release ends a context without cancelling its signal. It reports false if that is cancelled.
-func (c *Context) release() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.spent || c.canceled.Load() || c.state.Load() == expired {
-		return false
-	}
-	c.canceled.Store(true)
-	c.state.Store(stopped)
-	c.released.Store(true)
-	return true
-}
-
-// borrowLocked takes a signal, if c may use one and its parent has not ended.
-func (c *Context) borrowLocked(parent context.Context) bool {
-	if c.lender == nil || c.canceled.Load() || parent.Err() != nil {
-		return false
-	}
-	at, timed := c.endLocked()
-	s := c.lender.take(c, parent, at, timed)
-	c.child, c.cancel, c.signal = s.ctx, s.cancel, s
-	return true
+	c.enterLocked(stopped, canceled)
+	waits.enterLocked(stopped, canceled|released)
+	mu.Unlock()
+	s.giveBack()
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -225,5 +226,41 @@ func TestTexts(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(100, func() { texts.SetHeader(a, 5*time.Second, &room) }); n > 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// What a caller's context carries is seen through a call and its try, and what net/http derives from the try needs no goroutine, whoever waits.
+func TestTry_Values(t *testing.T) {
+	type key struct{}
+	var signals deadline.Signals
+	for name, wait := range map[string]func(call context.Context, try *deadline.Context){
+		"nobody":                 func(context.Context, *deadline.Context) {},
+		"the try":                func(_ context.Context, try *deadline.Context) { try.Done() },
+		"the try, with a signal": func(_ context.Context, try *deadline.Context) { try.Lend(&signals); try.Done() },
+		"the call":               func(call context.Context, _ *deadline.Context) { call.Done() },
+	} {
+		gone := errors.New("gone")
+		parent, cancel := context.WithCancelCause(t.Context())
+		var call deadline.Call
+		var try deadline.Context
+		ctx := call.Begin(context.WithValue(parent, key{}, name), deadline.Limits{Request: time.Hour})
+		try.StartTry(ctx, time.Minute, false)
+		wait(ctx, &try)
+		before := runtime.NumGoroutine()
+		derived, done := context.WithCancelCause(&try)
+		if n := runtime.NumGoroutine(); n > before {
+			t.Errorf("%s waits: a derived context has a goroutine", name)
+		}
+		for _, c := range []context.Context{ctx, &try, derived} {
+			if got := c.Value(key{}); got != name {
+				t.Errorf("%s waits: Value = %v, want %q", name, got, name)
+			}
+		}
+		cancel(gone)
+		if <-derived.Done(); context.Cause(derived) != gone || context.Cause(&try) != gone || context.Cause(ctx) != gone {
+			t.Errorf("%s waits: ended with %v, %v, %v", name, context.Cause(derived), context.Cause(&try), context.Cause(ctx))
+		}
+		done(nil)
+		call.Failed(nil)
 	}
 }
