@@ -10,9 +10,9 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
-// Open begins a stream with streamer that is not retried. It calls answered, unless that is nil, when the headers of the response have come,
-// and end, once, when the stream is over, as grpcend.Open does. The Header of its stream may be called before RecvMsg: that of gRPC's own would
-// keep gRPC from sending a stream again whose connection was lost before the stream was sent.
+// Open begins a stream with streamer that is not retried. It calls answered, unless that is nil, when the headers of the response have come or
+// never will, and end, once, when the stream is over, as grpcend.Open does. The Header of its stream may be called before RecvMsg: that of
+// gRPC's own would keep gRPC from sending a stream again whose connection was lost before the stream was sent.
 func Open(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts []grpc.CallOption,
 	answered func(), end func(error)) (grpc.ClientStream, error) {
 	s := &single{ctx: ctx, method: method, answered: answered, end: end}
@@ -54,7 +54,7 @@ func (s *single) Resume() Answer {
 	if s.replayed.Lost(r) {
 		return s.Make()
 	}
-	if r.Header != nil && s.answered != nil {
+	if s.answered != nil {
 		s.answered()
 	}
 	return Answer{Header: r.Header, Trailer: r.Trailer, Err: r.Err}
