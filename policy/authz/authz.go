@@ -26,7 +26,8 @@
 //
 // A value that no request can match is an error, because a Deny rule with such a value would deny nothing.
 //
-// This package is a layer: it works alone and does not import policy documents. It is below policy because documents configure it.
+// This package is a layer: it works alone and does not import policy documents. It is below policy because documents configure it. A
+// server that enforces a file of documents is the handler of a mesh: mesh.WithPolicyDir and Mesh.Handler.
 package authz
 
 import (
@@ -184,8 +185,8 @@ type Request struct {
 	Target string // as in the request line (http.Request.RequestURI), :path in HTTP/2
 	Header http.Header
 
-	// Claims are the claims of the request's verified token. They are nil if the request has none: then no condition on tokens
-	// matches, and the negated ones do.
+	// Claims are the claims of the request's verified token, which [NewRequest] does not look for. They are nil if the request has
+	// none: then no condition on tokens matches, and the negated ones do.
 	Claims interface {
 		// Values returns the strings of the claim at path; see jwt.Claims.
 		Values(path ...string) []string

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/incoming"
 )
@@ -14,6 +15,9 @@ import (
 // Handler is an http.Handler that serves the requests that its Authorizer allows, and refuses the others with [Decision.Refuse].
 // It decides by the request target as it was sent, so it must be outside of any handler that changes requests. It is safe for
 // concurrent use. Its fields must not be changed after its first use.
+//
+// Conditions on tokens are about the claims that a jwt.Handler around this one has verified. Nothing but other layers should be between
+// the two. Without one, no request has claims.
 //
 // Nobody would decide about requests that follow a switch to HTTP/2 on a connection of HTTP/1. So Next does not see a request for an
 // upgrade to h2c, and a request that begins HTTP/2 in another way is refused.
@@ -42,6 +46,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		principal = h.Principal(r)
 	}
 	view := NewRequest(r, principal, h.TrustedHops)
+	if user, ok := r.Context().Value(admission.UserKey{}).(interface{ Values(path ...string) []string }); ok {
+		view.Claims = user
+	}
 	d := h.Authorizer.Decide(&view)
 	if d.Allowed && field.BeginsHTTP2(r) {
 		d = Decision{

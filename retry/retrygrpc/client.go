@@ -39,7 +39,8 @@ type Client struct {
 	// On: the zero value means GatewayError|ConnectFailure|RefusedStream|Unavailable.
 	//
 	// PerTryTimeout bounds, for a stream, the wait for response headers: a stream that has begun is never cut. For a unary
-	// call, which is done when it is answered, it bounds the whole try, and the server is told of it.
+	// call, which is done when it is answered, it bounds the whole try, and the server is told of it. A try that is cut off ends without
+	// a reply: see AnyMethod for whether there is another one.
 	//
 	// AnyMethod: without it, a try that ended without a reply from the server, such as on a broken connection, is retried
 	// only if the server provably did not process it, or if the call's metadata has an idempotency-key. A status that On
