@@ -265,11 +265,11 @@ func (c *condition) match(q *query, every bool) bool {
 }
 
 func (t *texts) match(s string) bool {
-	return (t.values.empty() || t.values.match(s)) && !t.notValues.match(s)
+	return (t.values.empty() || t.values.match(s)) && (t.notValues.empty() || !t.notValues.match(s))
 }
 
 func (t *texts) matchPath(r *reading) bool {
-	return (t.values.empty() || t.values.matchPath(r)) && !t.notValues.matchPath(r)
+	return (t.values.empty() || t.values.matchPath(r)) && (t.notValues.empty() || !t.notValues.matchPath(r))
 }
 
 // matchHost evaluates one reading of the host, which is nil if the host could be anything.
