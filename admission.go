@@ -21,7 +21,7 @@ func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, 
 	in.context, in.writer, in.adapter = r.Context(), a, a
 	if facts, known := in.context.Value(admission.FactsKey{}).(*admission.Facts); known {
 		in.origin, _ = facts.Origin.(*origin)
-		in.plain = facts.Plain
+		in.known = facts.Plain
 	}
 	if m.server.observed {
 		in.Decision.Rule = -1
@@ -67,7 +67,7 @@ func (h *handler) proceed(in *inbound) context.Context {
 	if in.token.Claims != nil {
 		ctx = context.WithValue(ctx, admission.UserKey{}, in.token.Claims)
 	}
-	if in.Peer != "" && !in.plain {
+	if in.Peer != "" && !in.known {
 		if in.limit = deadline.Told(ctx, r.Header); in.limit != nil {
 			ctx = in.limit
 		}
@@ -95,16 +95,8 @@ func (in *inbound) edit(a admission.Adapter, arrived http.Header) {
 			}
 		}
 	}
-	s := &in.mesh.server
-	var details []string
-	if in.plain && !in.edited && in.Peer != "" {
-		details = s.details(in.peer, in.mesh)
-	}
-	if details != nil {
-		a.Edit(asserted.ClientCert, details)
-	} else {
-		s.sanitize(header, in.peer, in.mesh, in.rules.Tokens(), a.Edit)
-	}
+	in.plain = in.known && !in.edited && in.id != ""
+	in.sanitize(header, a.Edit)
 	if id := in.requestID(in.context, header); id != nil {
 		a.Edit(asserted.RequestID, id)
 	}

@@ -171,11 +171,11 @@ func (h *handler) altered(r *http.Request, in *inbound) *http.Request {
 		room = &a.cert
 	}
 	arrived := in.view.Header
-	in.keepHeader(arrived) // for later decisions, before anything is removed
-	if field.AsksForHTTP2(arrived) {
+	in.plain = in.keepHeader(arrived) // for later decisions, before anything is removed
+	if !in.plain && field.AsksForHTTP2(arrived) {
 		arrived, in.edited = field.WithoutUpgrade(arrived), true
 	}
-	header := h.mesh.server.sanitized(arrived, in.edited, in.peer, h.mesh, in.rules.Tokens(), room)
+	header := in.sanitized(arrived, room)
 	header = in.identified(r.Context(), arrived, header)
 	trailers := incoming.MayHaveTrailers(r)
 	if ctx != r.Context() || header != nil || trailers || in.secure != nil {

@@ -36,6 +36,7 @@ type passage struct {
 	peer   tlsid.Peer
 	token  jwt.Result           // what the tokens of the request say
 	edited bool                 // view.Header is not that of the request as it arrived
+	plain  bool                 // all names of view.Header are plain; false if that is not known
 	sender sentFrom             // while the tokens are verified
 	secure *tls.ConnectionState // of a connection whose TLS a wrapper hides from net/http
 
@@ -48,7 +49,7 @@ type passage struct {
 	context        context.Context // of the observers
 	adapter        admission.Adapter
 	origin         *origin       // of its connection; nil if nothing is kept with that
-	plain          bool          // as in admission.Facts
+	known          bool          // as Plain of admission.Facts
 	sent, received atomic.Int64  // sizes of messages
 	answered       atomic.Int32  // the status of gRPC, plus 1, if it was sent before the handler returned
 	pending        chan struct{} // not nil while the decision waits for the keys of a token; closed when that wait is over

@@ -71,14 +71,16 @@ type headerField struct{ name, value string }
 // mostFields is the length up to which the memory of a header is kept for reuse.
 const mostFields = 64
 
-// keepHeader copies a header, which handlers may change, into the facts.
-func (f *facts) keepHeader(h http.Header) {
-	f.view.Header, f.header = nil, f.header[:0]
+// keepHeader copies a header, which handlers may change, into the facts. It reports whether all its names are plain.
+func (f *facts) keepHeader(h http.Header) (plain bool) {
+	f.view.Header, f.header, plain = nil, f.header[:0], true
 	for name, values := range h {
+		plain = plain && isPlain(name, f.id != "")
 		for _, value := range values {
 			f.header = append(f.header, headerField{name, value})
 		}
 	}
+	return plain
 }
 
 // forget clears the facts for the next request.

@@ -21,14 +21,29 @@ var traceHeaders = [...]string{
 	"Traceparent", "Tracestate", "Baggage", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
 }
 
-// sanitized returns the header that the handler gets, or nil if that is the one that arrived. h is changed only if isCopy says
-// that it is a copy of that one. room is for the value of x-forwarded-client-cert; it may be nil for a peer without an identity.
-func (s *server) sanitized(h http.Header, isCopy bool, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator, room *[1]string) http.Header {
+// isPlain reports whether the inbound side neither removes a header of that name, nor looks at it, except for the deadline. peer says
+// that it comes from a peer with an identity.
+func isPlain(name string, peer bool) bool {
+	switch name {
+	case "Connection", "Host", "Upgrade":
+		return false
+	case asserted.ClientCert, asserted.PeerMetadata, asserted.PeerMetadataID:
+		return false
+	}
+	if peer {
+		return !asserted.Forged(name)
+	}
+	return !asserted.Header(name)
+}
+
+// sanitized returns the header that the handler gets, or nil if that is the one that arrived. h is changed only if it was edited, and so is a
+// copy of that one. room is for the value of x-forwarded-client-cert; it may be nil for a peer without an identity.
+func (in *inbound) sanitized(h http.Header, room *[1]string) http.Header {
 	var copied http.Header
-	if isCopy {
+	if in.edited {
 		copied = h
 	}
-	s.sanitize(h, peer, m, tokens, func(name string, values []string) {
+	in.sanitize(h, func(name string, values []string) {
 		if copied == nil {
 			copied = maps.Clone(h)
 		}
@@ -45,14 +60,18 @@ func (s *server) sanitized(h http.Header, isCopy bool, peer tlsid.Peer, m *Mesh,
 // sanitize calls set for each header that the handler gets with other values than those that arrived, or not at all. What a peer
 // without an identity claims about itself or the mesh is removed; a peer with an identity is named. sanitize itself does not
 // change h. set must not change the values, which are shared.
-func (s *server) sanitize(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator, set func(name string, values []string)) {
-	if peer.ID.IsZero() {
+func (in *inbound) sanitize(h http.Header, set func(name string, values []string)) {
+	s, tokens := &in.mesh.server, in.rules.Tokens()
+	if in.plain && in.id == "" && !s.RestartTraces {
+		return
+	}
+	details := s.details(in.peer, in.mesh)
+	if details == nil {
 		s.strip(h, tokens, set)
 		return
 	}
-	details := s.details(peer, m)
-	if details == nil {
-		s.strip(h, tokens, set)
+	if in.plain {
+		set(asserted.ClientCert, details)
 		return
 	}
 	if before := strings.Join(h[asserted.ClientCert], ","); before != "" && isClosed(before) {
@@ -96,8 +115,11 @@ func isClosed(value string) bool {
 	return !open && !escaped && strings.Count(value, `"`)%2 == 0
 }
 
-// details returns the value of x-forwarded-client-cert for a peer with an identity, or nil if nothing can be said about it.
+// details returns the value of x-forwarded-client-cert for a peer, or nil if it has no identity, or nothing can be said about it.
 func (s *server) details(peer tlsid.Peer, m *Mesh) []string {
+	if peer.ID.IsZero() {
+		return nil
+	}
 	own, _ := m.identity.Latest() // valid when the peer was verified: the clock is not read again
 	if own == nil {
 		return nil

@@ -132,6 +132,39 @@ func TestTrailersForgeNothing(t *testing.T) {
 	}
 }
 
+// Handlers do not get what a peer may not say, even if nothing else in the header is out of the ordinary.
+func TestOneHeaderOutOfTheOrdinary(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	e := serveMesh(t, w.member(t, "payment-service", ""), func(w http.ResponseWriter, r *http.Request) {
+		r.Header.Del("Via")
+		seen := r.Header.Get("X-Forwarded-Client-Cert")
+		if strings.HasPrefix(seen, "By=") || strings.Contains(seen, ",By=") {
+			r.Header.Del("X-Forwarded-Client-Cert")
+		}
+		fmt.Fprint(w, r.Header)
+	})
+	for _, test := range []struct{ sent, nobody, web string }{
+		{"Accept: a", "map[Accept:[a]]", "map[Accept:[a]]"},
+		{"X-Request-Id: 1", "map[]", "map[X-Request-Id:[1]]"},
+		{"X-Envoy-Internal: true", "map[]", "map[X-Envoy-Internal:[true]]"},
+		{"x_envoy_internal: true", "map[]", "map[X_envoy_internal:[true]]"},
+		{"X-Envoy-Peer-Metadata: a", "map[]", "map[]"},
+		{"X-Envoy-Peer-Metadata-Id: a", "map[]", "map[]"},
+		{"X-Forwarded-Client-Cert: a", "map[]", "map[]"},
+		{"x-forwarded_client-cert: a", "map[]", "map[]"},
+		{"L5d-Client-Id: a", "map[]", "map[]"},
+		{"Upgrade: h2c", "map[]", "map[]"},
+		{"Connection: X-Forwarded-Client-Cert, a", "map[Connection:[a]]", "map[Connection:[a]]"},
+	} {
+		for account, want := range map[string]string{"": test.nobody, "web": test.web} {
+			if _, got := ask(t, w.dialAs(t, e, account, "http/1.1"), "GET / HTTP/1.1\r\nHost: a\r\nVia: b\r\n"+test.sent+"\r\n\r\n"); got != want {
+				t.Errorf("%q as %q: the handler saw %s, want %s", test.sent, account, got, want)
+			}
+		}
+	}
+}
+
 func schemeOf(account string) string {
 	if account == "" {
 		return "http://"
