@@ -10,6 +10,7 @@
 // of services, addresses, identities, paths and error texts, so mount it on a port that only operators can reach, such as one on the
 // loopback interface, or behind a handler that authenticates them. It refuses host names that it does not know (see [Config.Hosts]) and
 // scripts of other sites, but that does not replace such protection. Headers, queries, bodies and credentials of requests are not kept.
+// URLs that documents or errors name are shown without their credentials and queries.
 //
 // Browsers get a page that updates itself while it is open. Its style and script come from the page itself; it loads nothing from other
 // sites. It also works without the script. Terminals get text, and programs get JSON:

@@ -39,6 +39,9 @@ func withoutALPN(config *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, er
 // is in expect: a handshake fails with an error of [Keeper.Peer] or a [*MismatchError]. A host name proves nothing here;
 // ServerName, which the caller may set, only says what the client asks for.
 //
+// It offers HTTP/2, so the client must speak it: an http.Transport with a TLSClientConfig does if its ForceAttemptHTTP2 is set. For a client
+// of HTTP/1 alone, the caller removes h2 from NextProtos; for one of another protocol, it sets NextProtos to nil.
+//
 // A rotation needs no new configuration. Sessions are not resumed: what was decided for one may no longer hold.
 func (k *Keeper) Client(expect Expected) *tls.Config {
 	return &tls.Config{

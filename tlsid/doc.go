@@ -14,6 +14,7 @@
 //	}
 //	server.TLSConfig = keeper.Server()
 //	transport.TLSClientConfig = keeper.Client(tlsid.Expect(orderService))
+//	transport.ForceAttemptHTTP2 = true // or else NextProtos of the TLSClientConfig must not have h2
 //
 // Its configurations need not be rebuilt when the identity rotates: new connections use the new one, and existing ones go on
 // until their owner retires them in [Hooks].Rotated. They speak TLS 1.2 and 1.3, offer HTTP/2, and resume no sessions: a

@@ -17,7 +17,7 @@ import (
 )
 
 // Identity is who this process is, and whom it trusts: an X.509-SVID with its key, and the bundles of the trust domains it
-// accepts peers from. It is immutable and safe for concurrent use; a rotation makes a new one.
+// accepts peers from. It is immutable and safe for concurrent use; a rotation makes a new one. [NewIdentity] makes one; the zero value is of no use.
 //
 // Bundles are kept separate: the authorities of one trust domain cannot vouch for IDs of another.
 type Identity struct {

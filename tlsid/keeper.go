@@ -24,7 +24,7 @@ type Hooks struct {
 }
 
 // Keeper keeps the latest identity of a source, and makes TLS configurations that always use it. It is safe for
-// concurrent use.
+// concurrent use. [Keep] makes one; the zero value is of no use.
 type Keeper struct {
 	hooks  Hooks
 	cancel context.CancelFunc
@@ -53,8 +53,11 @@ func newState(identity *Identity, last error) *state {
 // Keep starts keeping the identity of source. It does not wait for the first: [Keeper.Wait] does. The caller closes the
 // keeper.
 //
-// An identity that is not valid yet comes into force when it is; one that has expired is refused.
+// An identity that is not valid yet comes into force when it is; one that has expired is refused. Keep panics if source is nil.
 func Keep(source Source, hooks Hooks) *Keeper {
+	if source == nil {
+		panic("tlsid: Keep: the source is nil") // here, since nobody could recover from a panic of the goroutine below
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	k := &Keeper{hooks: hooks, cancel: cancel, done: make(chan struct{})}
 	k.state.Store(newState(nil, nil))

@@ -247,3 +247,13 @@ func TestWaitForValidity(t *testing.T) {
 		}
 	})
 }
+
+// TestKeepNothing: a source that is nil by mistake is found by who has made it.
+func TestKeepNothing(t *testing.T) {
+	defer func() {
+		if got, want := recover(), "tlsid: Keep: the source is nil"; got != want {
+			t.Errorf("panic %v, want %q", got, want)
+		}
+	}()
+	tlsid.Keep(nil, tlsid.Hooks{})
+}
