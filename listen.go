@@ -256,17 +256,11 @@ func (l *tcpListener) Recheck() {
 	l.mu.Lock()
 	open := maps.Clone(l.open)
 	l.mu.Unlock()
-	var denied []*netconn.Conn
 	for c, then := range open {
-		if l.again(c.Conn, &then) != nil {
-			denied = append(denied, c)
+		if err := l.again(c.Conn, &then); err != nil {
+			c.CloseFor(err)
 		}
 	}
-	var closing sync.WaitGroup // concurrently: crypto/tls gives a peer that does not read 5 s to take the alert
-	for _, c := range denied {
-		closing.Go(func() { c.CloseFor(errDenied) })
-	}
-	closing.Wait()
 }
 
 // forget forgets a connection.

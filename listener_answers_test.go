@@ -206,3 +206,35 @@ func TestAcceptedConnectionsEndWithWhatVouchesForThem(t *testing.T) {
 		}
 	}
 }
+
+// What a denied peer has got is not taken for the whole, even by protocols whose messages end with the connection.
+func TestPartsAreNotTakenForTheWhole(t *testing.T) {
+	noLeaks(t)
+	for name, documents := range map[string]string{
+		"denied": strict + "---" + denyOrders, "STRICT turns to DISABLE": strings.Replace(strict, "STRICT", "DISABLE", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newTown(t)
+			m := w.member(t, "postgres", strict)
+			ln := rawtest.Listen(t)
+			rawtest.Serve(t, m.ListenTCP(ln), func(conn net.Conn) {
+				io.WriteString(conn, "a part")
+				io.Copy(io.Discard, conn)
+			})
+			client, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{
+				InsecureSkipVerify: true, Certificates: []tls.Certificate{*w.identity(t, "order-service").Certificate()},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			if _, err := io.ReadFull(client, make([]byte, len("a part"))); err != nil {
+				t.Fatal(err)
+			}
+			apply(t, m, documents)
+			if _, err := client.Read(make([]byte, 1)); err == nil || err == io.EOF {
+				t.Errorf("the client reads %v, as if that were all", err)
+			}
+		})
+	}
+}

@@ -283,8 +283,8 @@ func TestRawConnectionsEndWithTheCertificateOfTheirFiles(t *testing.T) {
 	})
 }
 
-// A peer that does not read takes 5 s to be told that its connection ends. Many of them do not take many times that.
-func TestDeniedConnectionsAreClosedSideBySide(t *testing.T) {
+// A peer that does not read does not delay the end of its connection.
+func TestDeniedConnectionsAreClosedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newTown(t)
 		m := w.member(t, "postgres", strict)
@@ -318,7 +318,7 @@ func TestDeniedConnectionsAreClosedSideBySide(t *testing.T) {
 		if err := m.Apply(policy.Source{Name: "test.yaml", Data: []byte(nobody)}); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took > 6*time.Second {
+		if took := time.Since(began); took > 0 {
 			t.Errorf("the end of %d connections took %s", peers, took)
 		}
 	})

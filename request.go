@@ -11,6 +11,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/netconn"
 	"github.com/nosidecar/mesh/internal/response"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
@@ -226,11 +227,11 @@ func (in *inbound) end(now authz.Decision, peerErr error) {
 	unknown := control.SetWriteDeadline(past) != nil
 	if in.guard != nil || in.Request.ProtoMajor < 2 || unknown {
 		if conn := in.mesh.server.connOf(in.Request); conn != nil {
-			abort(conn)
+			_ = netconn.Reset(conn)
 		}
 	}
 	if in.taken != nil {
-		abort(in.taken)
+		_ = netconn.Reset(in.taken)
 	}
 }
 

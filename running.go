@@ -289,27 +289,15 @@ func (r *running) takeOver(f *facts, before uint64, conn net.Conn) net.Conn {
 	t.header = slices.Clone(f.header)
 	r.place(&t.entry)
 	if now, _ := r.enter(&t.entry, before); !now.Allowed {
-		abort(conn)
+		_ = netconn.Reset(conn)
 	}
 	return t
 }
 
-func (t *takeover) end(authz.Decision, error) { abort(t.NetConn()) }
+func (t *takeover) end(authz.Decision, error) { _ = netconn.Reset(t.NetConn()) }
 
 // Close implements net.Conn.
 func (t *takeover) Close() error {
 	t.leave()
 	return t.Conn.Close()
-}
-
-// abort closes a connection in such a way that its peer does not take a partial answer for a complete one: with a reset if it is
-// TCP, and without TLS's close_notify, which might block.
-func abort(conn net.Conn) {
-	if secure, ok := conn.(*tls.Conn); ok {
-		conn = secure.NetConn()
-	}
-	if tcp, ok := conn.(interface{ SetLinger(int) error }); ok {
-		_ = tcp.SetLinger(0)
-	}
-	conn.Close()
 }

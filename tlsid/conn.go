@@ -120,7 +120,7 @@ func (c *conn) retire() {
 		return
 	}
 	l.mu.Unlock()
-	c.outer().Close()
+	c.Close() // without TLS's close_notify: what was sent may be a part, and the peer need not read
 }
 
 // Close closes the connection.

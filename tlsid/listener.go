@@ -28,11 +28,11 @@ import (
 // Handshakes run concurrently with Accept, so a slow one does not delay the others.
 //
 // A TLS connection lives at most as long as the two leaf certificates it was made with, and what [ListenerConfig].Peer says: at the first
-// expiry it is closed.
+// expiry it is closed, without the close_notify of TLS, since what was sent over it may be a part.
 // Shortly before, from the last tenth or twentieth of its life (drawn at random, so that not all clients reconnect at
 // once; one minute at most), it is Retiring.
 //
-// A Listener is safe for concurrent use.
+// A Listener is safe for concurrent use. NewListener makes one; the zero value is of no use.
 type Listener struct {
 	inner  net.Listener
 	config ListenerConfig
@@ -162,7 +162,7 @@ func (l *Listener) drain() {
 	}
 }
 
-// Recheck asks for the mode again and closes the connections it forbids, with what they carry: plaintext ones if it is
+// Recheck asks for the mode again and resets the connections it forbids, with what they carry: plaintext ones if it is
 // Strict, TLS ones if it is Disable. It also closes those that ListenerConfig.Withdrawn names. Call it after either changed: a
 // connection that is just being accepted is either seen by Recheck, or sees the new mode itself.
 func (l *Listener) Recheck() {
@@ -173,13 +173,12 @@ func (l *Listener) Recheck() {
 	l.mu.Lock()
 	live := slices.Collect(maps.Keys(l.live))
 	l.mu.Unlock()
-	var closing sync.WaitGroup // concurrently: crypto/tls gives a peer that does not read 5 s to take the alert
 	for _, c := range live {
 		if forbids(mode, c.tls != nil) != nil || withdrawn != nil && withdrawn(c.outer()) != nil {
-			closing.Go(func() { c.outer().Close() })
+			c.reset()
+			c.Close() // without TLS's close_notify, which would wait for a peer that does not read
 		}
 	}
-	closing.Wait()
 }
 
 // Retiring reports whether the connection that an inbound request came over will soon be closed because a certificate it was

@@ -2,6 +2,7 @@
 package netconn
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -36,7 +37,7 @@ func (c *Conn) OnClose(f func(reason error)) {
 // Close implements net.Conn.
 func (c *Conn) Close() error { return c.CloseFor(nil) }
 
-// CloseFor closes the connection for a reason other than that of its user.
+// CloseFor closes the connection for a reason other than that of its user. If there is one, it resets the connection.
 func (c *Conn) CloseFor(reason error) error {
 	c.mu.Lock() // the first reason counts: its user closes the connection too when Read fails
 	told := c.told
@@ -45,11 +46,27 @@ func (c *Conn) CloseFor(reason error) error {
 		c.closed, c.reason = true, reason
 	}
 	c.mu.Unlock()
-	err := c.Conn.Close()
+	end := c.Conn.Close
+	if reason != nil {
+		end = func() error { return Reset(c.Conn) }
+	}
+	err := end()
 	for _, f := range told {
 		f(reason)
 	}
 	return err
+}
+
+// Reset closes a connection in such a way that its peer does not take a part of a stream for the whole: with a reset if it is TCP, and without
+// TLS's close_notify, which would wait for a peer that does not read.
+func Reset(conn net.Conn) error {
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn()
+	}
+	if tcp, ok := conn.(interface{ SetLinger(int) error }); ok {
+		_ = tcp.SetLinger(0)
+	}
+	return conn.Close()
 }
 
 // CloseWrite shuts down the writing side, if the wrapped connection supports it.
