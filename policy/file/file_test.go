@@ -455,7 +455,7 @@ func TestWatchError(t *testing.T) {
 		{
 			name:   "file in place of the folder above",
 			before: func(t *testing.T, dir string) { remove(t, filepath.Dir(dir)); write(t, filepath.Dir(dir), "") },
-			want:   []string{"file: DIR: "},
+			want:   []string{"file: DIR: ", "not a directory"},
 			is:     syscall.ENOTDIR,
 			remedy: func(t *testing.T, dir string) { remove(t, filepath.Dir(dir)); write(t, dir+"/a.yaml", "1") },
 		},
