@@ -43,7 +43,15 @@ func (c *compiler) readEntryOfConsul(doc *yamldoc.Document, r *reading, kind str
 		r.name = doc.Text("Name")
 	}
 	state, message := lookUpEntry(kind)
-	if state != catalog.Enforced {
+	switch state {
+	case catalog.Meaningless:
+		if _, once := doc.Keys(""); once {
+			doc.Warnf("kind", "%s", message)
+		} else { // it may be of another kind
+			doc.Errorf("Kind", "a field is set twice: remove one of the two")
+		}
+		return
+	case catalog.Unknown, catalog.Refused:
 		if doc.Errorf("Kind", "%s", message); state == catalog.Refused {
 			r.is = notEnforced{}
 		}

@@ -121,3 +121,59 @@ func TestTokensOfGateways(t *testing.T) {
 		t.Errorf("the tokens of a waypoint are not verified, with the findings %v", findings)
 	}
 }
+
+// TestConsulForGateways: what Consul's gateways and servers do with requests from outside concerns no call, in either form of an entry.
+func TestConsulForGateways(t *testing.T) {
+	for _, tt := range []struct {
+		text, want string // the beginning of the finding behind its place
+	}{
+		{"Kind: ingress-gateway\nName: edge\nListeners: []\n", "ingress-gateway default/edge: Kind: warning: an ingress-gateway has no meaning in-process: it is skipped"},
+		{"kind: http-route\nname: edge\n", "http-route default/edge: kind: warning: "},
+		{"apiVersion: consul.hashicorp.com/v1alpha1\nkind: IngressGateway\nmetadata: {name: edge}\n", "IngressGateway default/edge: kind: warning: "},
+		{"apiVersion: consul.hashicorp.com/v1alpha1\nkind: RouteRetryFilter\nmetadata: {name: edge}\n", "RouteRetryFilter default/edge: kind: warning: "},
+		{"Kind: terminating-gateway\nName: edge\n", "terminating-gateway default/edge: Kind: error: "},
+		{"apiVersion: consul.hashicorp.com/v1alpha1\nkind: TerminatingGateway\nmetadata: {name: edge}\n", "TerminatingGateway default/edge: kind: error: "},
+		{"apiVersion: consul.hashicorp.com/v1alpha1\nkind: ingress-gateway\nmetadata: {name: edge}\n", "ingress-gateway default/edge: kind: error: "},
+		{"Kind: ingress-gateway\nkind: service-intentions\nName: edge\n", "ingress-gateway default/edge: Kind: error: a field is set twice"},
+	} {
+		findings := policy.Check([]policy.Source{{Name: "a.yaml", Data: []byte(tt.text)}}, policy.Workload{}).Findings
+		if got := findings.Error(); len(findings) != 1 || !strings.Contains(got, ": "+tt.want) {
+			t.Errorf("%sfindings %s, want %s", tt.text, got, tt.want)
+		}
+	}
+}
+
+// TestRetiredAPIs: what to do about documents that no control plane of today reads, or that install one.
+func TestRetiredAPIs(t *testing.T) {
+	for kind, want := range map[string]string{
+		"authentication.istio.io/v1alpha1 MeshPolicy": "a MeshPolicy of authentication.istio.io is not read: Istio has removed its API: write a PeerAuthentication",
+		"rbac.istio.io/v1alpha1 ServiceRole":          "Istio has removed its API: write an AuthorizationPolicy",
+		"config.istio.io/v1alpha2 rule":               "Istio has removed its API",
+		"install.istio.io/v1alpha1 IstioOperator":     "an IstioOperator of install.istio.io is not read: it installs Istio: remove it",
+		"multicluster.linkerd.io/v1alpha1 Link":       "it links clusters",
+		"networkin.istio.io/v1 Gate":                  "check apiVersion and kind",
+	} {
+		api, kind, _ := strings.Cut(kind, " ")
+		text := "apiVersion: " + api + "\nkind: " + kind + "\nmetadata: {name: a}\n"
+		findings := policy.Check([]policy.Source{{Name: "a.yaml", Data: []byte(text)}}, policy.Workload{}).Findings
+		if len(findings) != 1 || findings[0].Severity != policy.Error || !strings.Contains(findings[0].Message, want) {
+			t.Errorf("%s: findings %v, want %s", kind, findings, want)
+		}
+	}
+}
+
+// TestNetworksOfServiceEntry: an entry with the networks of a large site has one warning about them.
+func TestNetworksOfServiceEntry(t *testing.T) {
+	for addresses, want := range map[string]string{
+		"10.0.0.0/8":                          "spec.addresses[0]: warning: 10.0.0.0/8 has no meaning in-process",
+		"10.0.0.1, 10.1.0.0/16, 192.0.2.0/24": "spec.addresses[1]: warning: 10.1.0.0/16, like 1 more, has no meaning in-process",
+		"10.0.0.1, 10.0.0.2/32":               "",
+	} {
+		text := "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a}\nspec: {hosts: [site.example.com], addresses: [" + addresses +
+			"], ports: [{number: 443, name: https, protocol: HTTPS}]}\n"
+		findings := policy.Check([]policy.Source{{Name: "a.yaml", Data: []byte(text)}}, policy.Workload{}).Findings
+		if got := findings.Error(); !strings.Contains(got, want) || len(findings) > 1 || (want == "") != (got == "") {
+			t.Errorf("[%s]: findings %q, want %q", addresses, got, want)
+		}
+	}
+}

@@ -42,6 +42,9 @@ func lookUp(apis map[string]catalog.API, group, version, kind string) (catalog.S
 		if kubernetes(group) {
 			return catalog.Meaningless, skipped
 		}
+		if remedy := retired(group); remedy != "" {
+			return catalog.Unknown, fmt.Sprintf("%s of %s is not read: %s", one(kind), group, remedy)
+		}
 		if foreign(group) {
 			return catalog.Meaningless, fmt.Sprintf("%s of %s is not about a mesh: it is skipped", one(kind), group)
 		}
@@ -68,6 +71,8 @@ func lookUpEntry(kind string) (catalog.State, string) {
 		return catalog.Unknown, fmt.Sprintf("unknown kind %q of Consul's config entries%s", kind, yamldoc.Hint(kind, slices.Sorted(maps.Values(consul.Objects))))
 	case catalog.Refused:
 		return catalog.Refused, kind + " is not enforced yet: " + consul.Others[kind]
+	case catalog.Meaningless:
+		return s, fmt.Sprintf("%s has no meaning in-process: it is skipped", one(kind))
 	}
 	return catalog.Enforced, ""
 }
@@ -126,7 +131,7 @@ func answer(group, kind string) bool {
 
 // one returns a kind with its article.
 func one(kind string) string {
-	if kind != "" && strings.IndexByte("AEIOU", kind[0]) >= 0 {
+	if kind != "" && strings.IndexByte("AEIOUaeiou", kind[0]) >= 0 {
 		return "an " + kind
 	}
 	return "a " + kind
@@ -151,6 +156,23 @@ func otherMesh(group string) bool {
 		}
 	}
 	return false
+}
+
+// retired returns what to do about the documents of a group that Istio no longer reads, or that install a mesh; "" for other groups.
+func retired(group string) string {
+	switch group {
+	case "authentication.istio.io":
+		return "Istio has removed its API: write a PeerAuthentication or a RequestAuthentication of " + istio.SecurityGroup
+	case "rbac.istio.io":
+		return "Istio has removed its API: write an AuthorizationPolicy of " + istio.SecurityGroup
+	case "config.istio.io":
+		return "Istio has removed its API, that of Mixer: remove it"
+	case "install.istio.io":
+		return "it installs Istio: remove it; settings of a whole mesh are options of the program, such as mesh.WithRegistryOnly"
+	case "multicluster.linkerd.io":
+		return "it links clusters of Linkerd through gateways: remove it, and list the endpoints in a ServiceEntry of " + istio.Group
+	}
+	return ""
 }
 
 // foreign reports whether a group belongs to an extension of Kubernetes, whose name has a dot, that is not related to a mesh. Folders often

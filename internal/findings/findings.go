@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/nosidecar/mesh/policy"
 )
@@ -60,5 +61,5 @@ func ByWeight(all policy.Findings) policy.Findings {
 
 // skipped reports whether a finding says that a document of a kind without a meaning in-process is skipped.
 func skipped(f policy.Finding) bool {
-	return f.Field == "kind" && f.Severity == policy.Warning
+	return strings.EqualFold(f.Field, "kind") && f.Severity == policy.Warning
 }

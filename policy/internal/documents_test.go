@@ -122,8 +122,10 @@ namespace default that no document names. A service that is also governed by a d
 
 Unset fields have the defaults of Consul's Envoy: round robin, 5 s to connect, 15 s for a request (no limit for tcp), 1,024
 connections, pending requests and requests, 3 retries at once, outlier detection on (5 errors in a row, and success rate), no panic
-threshold, no retries. Namespaces, partitions, peers and sameness groups are errors, and so are all kinds of entries but these and
-service-intentions. The server side of service-defaults (15 s for local requests) is not enforced.
+threshold, no retries. Namespaces, partitions, peers and sameness groups are errors. So are all kinds of entries but these and service-intentions,
+except those about gateways for requests from outside and about Consul's servers: api-gateway, bound-api-gateway,
+control-plane-request-limit, file-system-certificate, http-route, ingress-gateway, inline-certificate and tcp-route are
+skipped, with a warning. The server side of service-defaults (15 s for local requests) is not enforced.
 `
 
 // write writes what there is to say about a kind.
@@ -211,6 +213,11 @@ func kindTable(b *strings.Builder, t *testing.T) {
 			t.Errorf("the table does not have %s of %s", k.Name, k.Group)
 		}
 	}
+}
+
+// skippedObjects returns the kinds of consul.Skipped that are those of Kubernetes objects.
+func skippedObjects() []string {
+	return slices.DeleteFunc(slices.Clone(consul.Skipped), func(kind string) bool { return kind == strings.ToLower(kind) })
 }
 
 // standing returns what becomes of a kind, and "" if the version does not exist.
@@ -507,7 +514,7 @@ var groups = []group{
 	{"gateway.networking.k8s.io", []string{"HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy",
 		"BackendLBPolicy", "ReferenceGrant", "Gateway", "GatewayClass", "ListenerSet"}},
 	{"gateway.networking.x-k8s.io", []string{"XBackendTrafficPolicy", "XListenerSet", "XMesh"}},
-	{consul.Group, append(slices.Sorted(maps.Keys(consul.Objects)), slices.Sorted(maps.Keys(consul.OtherObjects))...)},
+	{consul.Group, slices.Concat(slices.Sorted(maps.Keys(consul.Objects)), slices.Sorted(maps.Keys(consul.OtherObjects)), skippedObjects())},
 	{"", []string{"Service", "ConfigMap", "Namespace"}},
 	{"apps", []string{"Deployment"}},
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
@@ -67,6 +68,11 @@ func Groups() map[string]API {
 	for object, kind := range consul.Objects {
 		consuls[object] = OfEntry(kind)
 	}
+	for _, kind := range consul.Skipped {
+		if kind != strings.ToLower(kind) { // the others are kinds of entries
+			consuls[kind] = Meaningless
+		}
+	}
 	alpha := []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"}
 	groups := map[string]API{
 		"": {Versions: []string{"v1"}, Kinds: enforced("Service")},
@@ -111,6 +117,8 @@ func OfEntry(kind string) State {
 	switch {
 	case consul.Others[kind] != "":
 		return Refused
+	case kind == strings.ToLower(kind) && slices.Contains(consul.Skipped, kind):
+		return Meaningless
 	case slices.Contains(slices.Collect(maps.Values(consul.Objects)), kind):
 		return Enforced
 	}

@@ -49,27 +49,28 @@ var Objects = map[string]string{
 
 // What to do about a kind that is not enforced.
 const (
-	ofGateways = "remove it: it is about a gateway"
-	ofServers  = "remove it: it is about Consul's servers"
+	ofGateways = "list the endpoints of the services behind the gateway in a ServiceEntry of networking.istio.io"
 	ofClusters = "remove it: it is about partitions and peers, whose services are not called"
 	ofTokens   = "write a RequestAuthentication of security.istio.io"
 	ofSameness = "name the services to fail over to in Failover of a service-resolver"
-	ofRoutes   = "it is about the routes of a gateway: for calls between services, write a service-router"
 )
+
+// Skipped has the kinds of entries and of Kubernetes objects that say nothing about calls between services: what gateways do with requests from
+// outside, and what protects Consul's servers.
+var Skipped = []string{
+	"api-gateway", "bound-api-gateway", "control-plane-request-limit", "file-system-certificate", "http-route", "ingress-gateway", "inline-certificate", "tcp-route",
+	"ControlPlaneRequestLimit", "GatewayClassConfig", "GatewayPolicy", "IngressGateway", "RouteAuthFilter", "RouteRetryFilter", "RouteTimeoutFilter",
+}
 
 // Others has the kinds of entries that are not enforced, and what to do about them.
 var Others = map[string]string{
-	"api-gateway": ofGateways, "bound-api-gateway": ofGateways, "control-plane-request-limit": ofServers, "exported-services": ofClusters,
-	"file-system-certificate": ofGateways, "http-route": ofRoutes, "ingress-gateway": ofGateways, "inline-certificate": ofGateways,
-	"jwt-provider": ofTokens, "sameness-group": ofSameness, "tcp-route": ofGateways, "terminating-gateway": ofGateways,
+	"exported-services": ofClusters, "jwt-provider": ofTokens, "sameness-group": ofSameness, "terminating-gateway": ofGateways,
 }
 
 // OtherObjects has the kinds of Kubernetes objects that are not enforced, and what to do about them.
 var OtherObjects = map[string]string{
-	"ControlPlaneRequestLimit": ofServers, "ExportedServices": ofClusters, "GatewayClassConfig": ofGateways, "GatewayPolicy": ofGateways,
-	"IngressGateway": ofGateways, "JWTProvider": ofTokens, "MeshService": ofClusters, "PeeringAcceptor": ofClusters, "PeeringDialer": ofClusters,
-	"Registration": "remove it: it registers a service with Consul", "RouteAuthFilter": ofRoutes, "RouteRetryFilter": ofRoutes,
-	"RouteTimeoutFilter": ofRoutes, "SamenessGroup": ofSameness, "TerminatingGateway": ofGateways,
+	"ExportedServices": ofClusters, "JWTProvider": ofTokens, "MeshService": ofClusters, "PeeringAcceptor": ofClusters, "PeeringDialer": ofClusters,
+	"Registration": "remove it: it registers a service with Consul", "SamenessGroup": ofSameness, "TerminatingGateway": ofGateways,
 }
 
 // KindOf returns the kind of a document that is a config entry in the form of Consul's API. It returns "" for any other document, which

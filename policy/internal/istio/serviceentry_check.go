@@ -1,6 +1,7 @@
 package istio
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -81,6 +82,7 @@ func (c check) resolution(se *ServiceEntry) {
 // addresses checks the virtual addresses of the hosts.
 func (c check) addresses(spec *ServiceEntrySpec) {
 	c.atMost(len(spec.Addresses), 256, "spec.addresses")
+	var networks []string
 	for i, address := range spec.Addresses {
 		at := yamldoc.Index("spec.addresses", i)
 		network := strings.Contains(address, "/")
@@ -91,10 +93,18 @@ func (c check) addresses(spec *ServiceEntrySpec) {
 			c.Errorf(at, "%s is a network, which goes with resolution NONE and STATIC only", address)
 		}
 		if _, single := singleIP(address); !single {
-			c.Warnf(at, "%s has no meaning in-process: connections to a network are not seen here, only requests to hosts and "+
-				"single addresses", address)
+			networks = append(networks, at)
 		}
 	}
+	if len(networks) == 0 {
+		return
+	}
+	others := ""
+	if n := len(networks) - 1; n > 0 {
+		others = fmt.Sprintf(", like %d more,", n)
+	}
+	c.Warnf(networks[0], "%s%s has no meaning in-process: connections to a network are not seen here, only requests to hosts and single addresses",
+		c.Text(networks[0]), others)
 }
 
 // servicePorts checks the ports and returns their names.
