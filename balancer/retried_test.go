@@ -1,6 +1,7 @@
 package balancer_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -115,5 +116,15 @@ func TestTransport_ErrorsKeepTheirMeaning(t *testing.T) {
 	_, err := client.Get("http://hanging/")
 	if e, ok := err.(net.Error); !ok || !e.Timeout() {
 		t.Errorf("%v, want a timeout", err)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	left := newBackend(t, func(_ http.ResponseWriter, r *http.Request) { cancel(); <-r.Context().Done() }, (*httptest.Server).Start)
+	patient := &balancer.Transport{Resolver: discovery.Static{"orders": {left.endpoint}}}
+	defer patient.Close()
+	req := httptest.NewRequest("GET", "http://orders/", nil).WithContext(ctx)
+	if _, err := patient.RoundTrip(req); err != context.Canceled {
+		t.Errorf("%T, want context.Canceled itself, as without a balancer", err)
 	}
 }

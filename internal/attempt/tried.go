@@ -42,7 +42,7 @@ func FailedAt(endpoint string, err error) error {
 	case tls.RecordHeaderError: // http.Client asks for this type
 		return err
 	}
-	if endpoint == "" {
+	if endpoint == "" || err == context.Canceled { // then there is no next try
 		return err
 	}
 	return &failed{endpoint, err}
