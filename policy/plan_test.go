@@ -272,8 +272,9 @@ func TestReadDir(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "sub", "g.hcl"), []byte("Kind = \"service-router\""), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := policy.ReadDir(dir); err == nil || !strings.Contains(err.Error(), "g.hcl:1: HCL is read by package policy/consul") {
-		t.Errorf("ReadDir with a file in HCL: %v", err)
+	sources, err = policy.ReadDir(dir)
+	if _, findings := policy.Compile(sources, policy.Workload{}); err != nil || !strings.Contains(findings.Error(), "g.hcl:1: error: HCL is read by package policy/consul") {
+		t.Errorf("ReadDir with a file in HCL: %v; findings %v", err, findings)
 	}
 }
 

@@ -29,8 +29,8 @@ type Source struct {
 // through its ..data link as one set, so its files are always of the same version. The name of a source is path joined with the path of the
 // file in the folder.
 //
-// JSON that has neither kind nor apiVersion is skipped with a warning when documents are compiled. A file in HCL is an error: ReadDir of
-// policy/consul reads Consul's config entries in it.
+// JSON that has neither kind nor apiVersion is skipped with a warning when documents are compiled. A file in HCL is a source with an Err: ReadDir
+// of policy/consul reads Consul's config entries in it.
 //
 // More than 10,000 files and folders, or more than 64 MiB of documents, are an error.
 func ReadDir(path string) ([]Source, error) {
@@ -40,7 +40,7 @@ func ReadDir(path string) ([]Source, error) {
 	}
 	sources := make([]Source, len(files))
 	for i, file := range files {
-		sources[i] = Source{Name: file.Name, Data: file.Data}
+		sources[i] = Source{Name: file.Name, Data: file.Data, Err: file.Err}
 	}
 	return sources, nil
 }

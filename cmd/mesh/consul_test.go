@@ -36,6 +36,14 @@ func TestConfigEntriesOfConsul(t *testing.T) {
 	if err := os.WriteFile(bad, []byte("Kind = \"service-splitter\"\nName = \"web\"\nSplits {\n  Weight = 99\n}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// A file of another program, in HCL's next version, hides no other mistake.
+	if err := os.WriteFile(filepath.Join(filepath.Dir(bad), "terragrunt.hcl"), []byte("inputs = {\n  name = upper(local.name)\n}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, _, code := ran("check", filepath.Dir(bad)); code != 1 || !strings.Contains(out, "terragrunt.hcl:2: error: not valid HCL: ") ||
+		!strings.Contains(out, "web.hcl:3: service-splitter") {
+		t.Errorf("check of the folder: %d\n%s", code, out)
+	}
 	if out, _, code := ran("check", bad); code != 1 || !strings.Contains(out, "web.hcl:3: service-splitter default/web: Splits: error: the weights are 99 together") {
 		t.Errorf("check: %d\n%s", code, out)
 	}

@@ -17,7 +17,7 @@ import (
 )
 
 // ReadDir is policy.ReadDir that also reads files whose names end in .hcl, with one config entry each: HCL is turned into JSON, line by
-// line, so that findings name the lines of the file.
+// line, so that findings name the lines of the file. A mistake in HCL is no error of ReadDir, but of the source (see policy.Source.Err).
 func ReadDir(path string) ([]policy.Source, error) {
 	files, err := folder.ReadDir(path, Formats())
 	if err != nil {
@@ -25,7 +25,7 @@ func ReadDir(path string) ([]policy.Source, error) {
 	}
 	sources := make([]policy.Source, len(files))
 	for i, file := range files {
-		sources[i] = policy.Source{Name: file.Name, Data: file.Data}
+		sources[i] = policy.Source{Name: file.Name, Data: file.Data, Err: file.Err}
 	}
 	return sources, nil
 }

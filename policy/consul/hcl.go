@@ -30,7 +30,7 @@ func toJSON(data []byte) (out []byte, err error) {
 		if at, ok := errors.AsType[*parser.PosError](err); ok {
 			line, err = min(at.Pos.Line, last), at.Err
 		}
-		return nil, fmt.Errorf("%d: not valid HCL: %w; it is HCL 1, as consul config write takes it", line, err)
+		return nil, fmt.Errorf("%d: not valid HCL: %w; config entries are in HCL 1, as consul config write takes it: keep other files elsewhere", line, err)
 	}
 	list, ok := file.Node.(*ast.ObjectList)
 	if !ok || len(list.Items) == 0 || !isEnd(list.Items[len(list.Items)-1]) {

@@ -86,6 +86,7 @@ func TestPushRefuses(t *testing.T) {
 		"a line break":     {files("a\n.yaml", "1"), "cannot be printed"},
 		"a hidden file":    {files(".a/b.yaml", "1"), "hidden"},
 		"no document":      {files("README.md", "1"), "not one of a document"},
+		"no YAML":          {[]policy.Source{{Name: "a.json", Err: errors.New("3: not valid HCL")}}, `"a.json": 3: not valid HCL`},
 		"a long name":      {files(strings.Repeat("x", 1000)+".yaml", "1"), "too long"},
 	} {
 		if changed, err := s.Push(t.Context(), test.sources); changed || err == nil || !strings.Contains(err.Error(), test.want) {

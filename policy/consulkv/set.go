@@ -115,6 +115,8 @@ func (r *reader) arrange(sources []policy.Source) ([]policy.Source, error) {
 		err := checkName(f.Name)
 		switch {
 		case err != nil:
+		case f.Err != nil:
+			err = f.Err
 		case len(f.Data) > mostFile:
 			err = fmt.Errorf("%d bytes, and Consul takes %d in one key; split it", len(f.Data), mostFile)
 		case len(r.key(versionID(strings.Repeat("0", 16), 0), f.Name))+20 > mostKey:

@@ -80,7 +80,7 @@ const attempts = 20
 // errMoving means that folders or links were replaced during every attempt to read the documents.
 var errMoving = errors.New("its folders and links are replaced faster than they can be read; let them stay for a moment")
 
-// ReadDir reads the documents at a path once. A file that cannot be converted is an error.
+// ReadDir reads the documents at a path once.
 func ReadDir(path string, formats map[string]Format) ([]File, error) {
 	r, err := NewReader(path)
 	if err != nil {
@@ -88,11 +88,6 @@ func ReadDir(path string, formats map[string]Format) ([]File, error) {
 	}
 	r.Once, r.Formats = true, formats
 	files, _, err := r.ReadAll(func(*Layout) bool { return false })
-	for _, f := range files {
-		if f.Err != nil {
-			return nil, fmt.Errorf("%s:%w", f.Name, f.Err)
-		}
-	}
 	return files, err
 }
 
