@@ -436,6 +436,8 @@ func TestAlone_AuthorizationPolicy(t *testing.T) {
 		{"root namespace, unreadable selector", "istio-system", "", "{selector: [], rules: [{form: []}]}", true},
 		{"another namespace", "depot", "", badRules, false},
 		{"for a gateway", "", "", "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}], rules: [{form: []}]}", false},
+		{"for a waypoint", "", "", "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}], rules: [{}]}", true},
+		{"for all waypoints", "", "", "{targetRefs: [{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint}], rules: [{}]}", true},
 		{"for a service", "", "", `{targetRefs: [{group: "", kind: Service, name: web}], rules: [{form: []}]}`, true},
 	} {
 		t.Run(test.what, func(t *testing.T) {

@@ -201,10 +201,7 @@ func (p *piece) harmless() bool {
 	for i := range p.Len("spec.targetRefs") {
 		refs = append(refs, yamldoc.Index("spec.targetRefs", i))
 	}
-	return len(refs) > 0 && !slices.ContainsFunc(refs, func(at string) bool {
-		kind := p.Text(at + ".kind")
-		return !p.clear(at) || p.Text(at+".group") != "gateway.networking.k8s.io" || kind != "Gateway" && kind != "GatewayClass"
-	})
+	return len(refs) > 0 && !slices.ContainsFunc(refs, func(at string) bool { return !p.clear(at) || !targetGateway(p.Document, at) })
 }
 
 // closingHosts returns the hosts that a DestinationRule, or what may be meant to be one, may secure. Without its tls

@@ -635,6 +635,8 @@ func TestRules_AuthorizationPolicy(t *testing.T) {
 			"spec.targetRef: warning: has no meaning in-process"},
 		{"targetRef of gateways", "{targetRefs: [{kind: GatewayClass, group: gateway.networking.k8s.io, name: istio}]}",
 			"spec.targetRefs[0]: warning: has no meaning in-process"},
+		{"targetRef of a waypoint", "{targetRef: {kind: Gateway, group: gateway.networking.k8s.io, name: waypoint}}", "spec.targetRef: is not enforced"},
+		{"targetRef of one with a name", "{targetRef: {kind: Gateway, group: gateway.networking.k8s.io, name: shop-waypoint}}", "spec.targetRef: is not enforced"},
 		{"targetRef of waypoints", "{targetRef: {kind: GatewayClass, group: gateway.networking.k8s.io, name: istio-waypoint}}",
 			"spec.targetRef: is not enforced"},
 		{"selector", "{selector: {matchLabels: {app: a}}}", ""},

@@ -76,7 +76,7 @@ const NotCustom = "CUSTOM is not enforced, as no external authorizer is asked: r
 func (c check) enforcedHere(ref *PolicyTargetReference, refs []PolicyTargetReference) {
 	for at, ref := range targets(ref, refs) {
 		if ref.Gateway() {
-			c.Warnf(at, "has no meaning in-process: the gateway checks requests before they get here")
+			c.Warnf(at, "has no meaning in-process: the gateway checks requests before they get here (if it is a waypoint, use selector)")
 		} else {
 			c.Errorf(at, "is not enforced: it attaches the policy to a waypoint, and there is none in-process: use selector")
 		}
@@ -102,9 +102,16 @@ func targets(ref *PolicyTargetReference, refs []PolicyTargetReference) iter.Seq2
 	}
 }
 
-// Gateway reports whether the document is attached to a gateway rather than a waypoint.
+// Gateway reports whether the document is attached to a gateway rather than a waypoint. A waypoint is a Gateway, too, and known by the name that
+// istioctl gives it, or one like it.
 func (ref *PolicyTargetReference) Gateway() bool {
-	return ref.Kind == "Gateway" || ref.Kind == "GatewayClass" && ref.Name != waypointClass
+	switch ref.Kind {
+	case "Gateway":
+		return !strings.Contains(ref.Name, "waypoint")
+	case "GatewayClass":
+		return ref.Name != waypointClass
+	}
+	return false
 }
 
 // waypointClass is the GatewayClass of waypoints.
