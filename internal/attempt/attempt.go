@@ -81,7 +81,8 @@ func restore(resp *http.Response, req *http.Request, o outcome) {
 		o.endpoint = cmp.Or(o.endpoint, below.endpoint)
 	}
 	if o.n > 1 || o.endpoint != "" {
-		next := &o
+		next := new(outcome) // o itself would be on the heap in any case
+		*next = o
 		req = req.WithContext(context.WithValue(req.Context(), totalKey{}, next))
 		next.of = req
 	}
