@@ -319,6 +319,9 @@ func (c *conn) changed(s balancer.SubConnState) {
 		c.move(connectivity.Connecting, nil)
 	case connectivity.Ready, connectivity.TransientFailure:
 		err := s.ConnectionError // nil if it is ready
+		if err == nil && s.ConnectivityState != connectivity.Ready {
+			err = errors.New("no connection")
+		}
 		switch misused := c.misused(err); {
 		case misused != nil:
 			c.fail(misused)
