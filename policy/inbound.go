@@ -19,7 +19,8 @@ type Inbound struct {
 	mode       tlsid.Mode
 	ports      map[int]tlsid.Mode // the ports with a mode of their own
 	authorizer *authz.Authorizer
-	authorizes bool               // the authorizer has an enforced policy
+	further    []further          // what must allow requests, too
+	authorizes bool               // there is an enforced policy
 	rules      []jwt.Rule         // of tokens
 	tokens     *jwt.Authenticator // nil without rules
 	closed     []string           // why all requests are denied; empty if they are not
@@ -55,7 +56,7 @@ func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
 	case mode == tlsid.Disable && r.Principal != "", r.Principal == "" && in.asserts(r):
 		return in.disregarding(r)
 	}
-	return in.authorizer.Decide(r)
+	return in.decide(r)
 }
 
 // Authorizes reports whether an enforced policy applies to the workload: an AuthorizationPolicy, or service-intentions of Consul.
@@ -78,7 +79,7 @@ func (in *Inbound) disregarding(r *authz.Request) authz.Decision {
 			delete(plain.Header, name)
 		}
 	}
-	return in.authorizer.Decide(&plain)
+	return in.decide(&plain)
 }
 
 func (in *Inbound) asserts(r *authz.Request) bool {
@@ -151,16 +152,7 @@ func (c *compiler) authorizationPolicies() {
 			in.ports[0] = mode
 		}
 	}
-	for _, policy := range own {
-		in.authorizes = in.authorizes || !policy.DryRun && policy.Action != authz.Audit
-		for _, rule := range policy.Rules {
-			for _, condition := range rule.When {
-				if name, ok := assertion(condition.Key); ok {
-					in.asserted = append(in.asserted, name)
-				}
-			}
-		}
-	}
+	in.regard(own)
 	if intentions := c.intentions(); intentions != nil {
 		in.authorizes = true
 		own = append(own, authz.Policy{Name: consul.ServiceIntentionsKind, Intentions: intentions})

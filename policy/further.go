@@ -1,0 +1,76 @@
+package policy
+
+import "github.com/nosidecar/mesh/policy/authz"
+
+// further decides about requests in addition to AuthorizationPolicies and intentions: a request is allowed only if all of them allow it. Each
+// dialect that protects workloads by what it allows has one, so that no document of one dialect allows what another one does not.
+type further struct {
+	authorizer *authz.Authorizer
+	denied     func(*authz.Request) string // why a request is denied that its policies do not allow
+}
+
+// also adds a further decision, by policies that are enforced. denied returns why they do not allow a request: it must be safe for concurrent
+// use, and must not change the request.
+func (in *Inbound) also(policies []authz.Policy, config authz.Config, denied func(*authz.Request) string) error {
+	authorizer, err := authz.Compile(policies, config)
+	if err != nil {
+		return err
+	}
+	in.further = append(in.further, further{authorizer, denied})
+	in.regard(policies)
+	return nil
+}
+
+// regard notes what the policies that apply to the workload are about.
+func (in *Inbound) regard(policies []authz.Policy) {
+	for _, policy := range policies {
+		in.authorizes = in.authorizes || !policy.DryRun && policy.Action != authz.Audit
+		for _, rule := range policy.Rules {
+			for _, condition := range rule.When {
+				if name, ok := assertion(condition.Key); ok {
+					in.asserted = append(in.asserted, name)
+				}
+			}
+		}
+	}
+}
+
+// decide asks the policies.
+func (in *Inbound) decide(r *authz.Request) authz.Decision {
+	if len(in.further) == 0 {
+		return in.authorizer.Decide(r)
+	}
+	d := in.authorizer.Decide(r)
+	for i := range in.further {
+		in.further[i].decide(r, &d)
+	}
+	return d
+}
+
+// decide changes the decision about a request to what it is with this one. What was denied stays denied, enforced or in the shadow.
+func (f *further) decide(r *authz.Request, d *authz.Decision) {
+	shadow := d.Shadow.Present && d.Shadow.Allowed
+	if !d.Allowed && !shadow {
+		return
+	}
+	also := f.authorizer.Decide(r)
+	d.Steady = d.Steady && also.Steady
+	if d.Audit.Policy == "" {
+		d.Audit = also.Audit
+	}
+	if also.Allowed {
+		if d.Allowed && d.Policy == "" && also.Policy != "" {
+			d.Match, d.Reason = also.Match, also.Reason
+		}
+		return
+	}
+	if !also.BadRequest {
+		also.Reason = f.denied(r)
+	}
+	if shadow {
+		d.Shadow.Allowed, d.Shadow.Match, d.Shadow.Reason = false, also.Match, also.Reason
+	}
+	if d.Allowed {
+		d.Allowed, d.BadRequest, d.Match, d.Reason = false, also.BadRequest, also.Match, also.Reason
+	}
+}

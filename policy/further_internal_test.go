@@ -1,0 +1,82 @@
+package policy
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/nosidecar/mesh/policy/authz"
+)
+
+func allowPath(name, path string, dry bool) authz.Policy {
+	return authz.Policy{Name: name, DryRun: dry, Rules: []authz.Rule{{To: []authz.Operation{{Paths: []string{path}}}}}}
+}
+
+// All decisions must allow a request, whichever comes first, and whichever of them denies it says why.
+func TestFurther_AllMustAllow(t *testing.T) {
+	const none = ""
+	for _, test := range []struct {
+		name                    string
+		first, second, third    authz.Policy // the first in place of the AuthorizationPolicies; without a name, there is none
+		path                    string
+		allowed                 bool
+		policy, reason          string
+		shadowAllowed, badInput bool
+	}{
+		{"all allow", allowPath("a", "/*", false), allowPath("b", "/*", false), allowPath("c", "/*", false), "/x", true, "a", "matched an ALLOW policy", false, false},
+		{"the first denies", allowPath("a", "/y", false), allowPath("b", "/*", false), allowPath("c", "/*", false), "/x", false, none, "no ALLOW policy matched", false, false},
+		{"the second denies", allowPath("a", "/*", false), allowPath("b", "/y", false), allowPath("c", "/*", false), "/x", false, none, "by the second", false, false},
+		{"the last denies", allowPath("a", "/*", false), allowPath("b", "/*", false), allowPath("c", "/y", false), "/x", false, none, "by the third", false, false},
+		{"nothing in the first", authz.Policy{}, allowPath("b", "/*", false), authz.Policy{}, "/x", true, "b", "matched an ALLOW policy", false, false},
+		{"nothing in the first, denied", authz.Policy{}, allowPath("b", "/y", false), authz.Policy{}, "/x", false, none, "by the second", false, false},
+		{"a path that cannot be read", authz.Policy{}, allowPath("b", "/*", false), authz.Policy{}, "/%zz", false, none, "malformed path", false, true},
+		{"dry run denies nothing", allowPath("a", "/y", true), allowPath("b", "/*", false), authz.Policy{}, "/x", true, "b", "matched an ALLOW policy", false, false},
+		{"dry run that would allow", allowPath("a", "/x", true), allowPath("b", "/*", false), authz.Policy{}, "/x", true, "b", "matched an ALLOW policy", true, false},
+		{"dry run that would allow what another denies", allowPath("a", "/x", true), allowPath("b", "/y", false), authz.Policy{}, "/x", false, none, "by the second", false, false},
+	} {
+		in := new(Inbound)
+		if test.first.Name != "" {
+			in.authorizer = must(authz.Compile([]authz.Policy{test.first}, authz.Config{}))
+		}
+		for _, more := range []struct {
+			policy authz.Policy
+			reason string
+		}{{test.second, "by the second"}, {test.third, "by the third"}} {
+			if more.policy.Name == "" {
+				continue
+			}
+			if err := in.also([]authz.Policy{more.policy}, authz.Config{}, func(*authz.Request) string { return more.reason }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := &authz.Request{Method: "GET", Target: test.path, Destination: netip.MustParseAddrPort("127.0.0.1:80")}
+		d := in.Authorize(r)
+		if d.Allowed != test.allowed || d.Policy != test.policy || d.Reason != test.reason || d.BadRequest != test.badInput || d.Shadow.Allowed != test.shadowAllowed {
+			t.Errorf("%s: allowed %t by %q, since %q, bad request %t, shadow %+v", test.name, d.Allowed, d.Policy, d.Reason, d.BadRequest, d.Shadow)
+		}
+	}
+}
+
+// What an AuthorizationPolicy denies stays denied in the shadow, too, if a further decision denies it.
+func TestFurther_Shadow(t *testing.T) {
+	in := &Inbound{authorizer: must(authz.Compile([]authz.Policy{allowPath("a", "/y", false), allowPath("dry", "/x", true)}, authz.Config{}))}
+	r := &authz.Request{Method: "GET", Target: "/x"}
+	if d := in.Authorize(r); d.Allowed || !d.Shadow.Allowed {
+		t.Fatalf("without further decisions: %+v", d)
+	}
+	if err := in.also([]authz.Policy{allowPath("b", "/z", false)}, authz.Config{}, func(*authz.Request) string { return "further" }); err != nil {
+		t.Fatal(err)
+	}
+	if d := in.Authorize(r); d.Allowed || d.Reason != "no ALLOW policy matched" || d.Shadow.Allowed || d.Shadow.Reason != "further" {
+		t.Errorf("with one: %+v", d)
+	}
+	if !in.Authorizes() {
+		t.Error("it does not authorize")
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
