@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
 	"strconv"
 	"sync"
 
+	"github.com/nosidecar/mesh/internal/netconn"
 	"github.com/nosidecar/mesh/internal/transports"
 )
 
@@ -19,8 +21,10 @@ type connections struct {
 	template *http.Transport
 	host     *Host
 
-	mu  sync.Mutex
-	own *http.Transport // nil until the first call: most of 10,000 endpoints may never get a call
+	mu     sync.Mutex
+	own    *http.Transport            // nil until the first call: most of 10,000 endpoints may never get a call
+	live   map[*netconn.Conn]struct{} // that are open
+	closed bool
 }
 
 func (c *connections) transport() *http.Transport {
@@ -34,10 +38,38 @@ func (c *connections) transport() *http.Transport {
 			if err != nil {
 				return nil, err
 			}
-			return dial(ctx, network, address)
+			nc, err := dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return c.keep(nc)
 		}
 	}
 	return c.own
+}
+
+// keep returns a new connection that close finds.
+func (c *connections) keep(nc net.Conn) (net.Conn, error) {
+	kept := &netconn.Conn{Conn: nc}
+	c.mu.Lock()
+	closed := c.closed
+	if !closed {
+		if c.live == nil {
+			c.live = map[*netconn.Conn]struct{}{}
+		}
+		c.live[kept] = struct{}{}
+	}
+	c.mu.Unlock()
+	if closed { // no call waits for it
+		nc.Close()
+		return nil, net.ErrClosed
+	}
+	kept.OnClose(func(error) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.live, kept)
+	})
+	return kept, nil
 }
 
 // dialAddress returns where the endpoint serves the port that the caller asked for.
@@ -64,6 +96,19 @@ func (c *connections) closeIdle() {
 	c.mu.Unlock()
 	if own != nil {
 		own.CloseIdleConnections()
+	}
+}
+
+// close closes all connections, when the last call has ended and no other one can begin.
+func (c *connections) close() {
+	c.mu.Lock()
+	c.closed = true
+	live := slices.Collect(maps.Keys(c.live))
+	c.mu.Unlock()
+	c.closeIdle()
+	// An HTTP/2 connection becomes idle a little after its last call has ended, and nothing would close it later.
+	for _, nc := range live {
+		nc.Close()
 	}
 }
 

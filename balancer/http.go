@@ -203,7 +203,7 @@ func (t *Transport) open(name string) (*service, error) {
 	if t.setupErr != nil {
 		return nil, t.setupErr
 	}
-	b, err := New(t.Config, Hooks{Attach: t.connect, Drained: func(h *Host) { h.Value().(*connections).closeIdle() }, Outlier: t.Outlier})
+	b, err := New(t.Config, Hooks{Attach: t.connect, Drained: func(h *Host) { h.Value().(*connections).close() }, Outlier: t.Outlier})
 	if err != nil {
 		return nil, err
 	}

@@ -619,3 +619,31 @@ func TestTransportCloseLeavesCallsInFlight(t *testing.T) {
 	}
 	<-b.closed // the connection does not outlive the call; the test hangs if it does
 }
+
+// An HTTP/2 connection becomes idle a little after its last call has ended.
+func TestTransportClosesHTTP2ConnectionsOfCallsThatWereGivenUp(t *testing.T) {
+	began := make(chan struct{})
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		began <- struct{}{}
+		<-r.Context().Done()
+	}, func(s *httptest.Server) {
+		s.EnableHTTP2 = true
+		s.StartTLS()
+	})
+	base := b.Client().Transport.(*http.Transport).Clone()
+	base.TLSClientConfig.ServerName = "example.com"
+	for range 20 { // goroutines of net/http race with Close
+		tr := &balancer.Transport{Base: base}
+		newTransport(t, tr, b)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			<-began
+			cancel()
+		}()
+		if _, err := tr.RoundTrip(get(t, "https://svc/").WithContext(ctx)); !errors.Is(err, context.Canceled) {
+			t.Fatalf("the call ended with %v", err)
+		}
+		tr.Close()
+		<-b.closed // the test hangs if nothing closes the connection
+	}
+}
