@@ -146,6 +146,10 @@ type Operation struct {
 	// case, and those of unreserved characters as if they were decoded.
 	Paths, NotPaths []string
 
+	// PathRegexes are regular expressions for Paths: a path matches if one of them matches all of it, or one of Paths does. They are
+	// compared to each reading of a path as it is.
+	PathRegexes []string
+
 	// Ports are compared to the port at which the request arrived.
 	Ports, NotPorts []uint16
 }
@@ -153,11 +157,14 @@ type Operation struct {
 // Condition is an additional condition of a rule. Key is one of request.headers[name], source.ip, remote.ip, source.namespace,
 // source.serviceAccount, source.trustDomain, source.principal, destination.ip, destination.port, connection.sni,
 // request.auth.principal, request.auth.audiences, request.auth.presenter and request.auth.claims[name], with more names in brackets
-// for claims in claims. The condition matches if one of Values matches, or there are none, and none of NotValues matches; a claim
-// that is a list matches if one of its strings does. Any other key is an error.
+// for claims in claims. The condition matches if one of Values or Regexes matches, or there are none, and none of NotValues matches; a
+// claim that is a list matches if one of its strings does. Any other key is an error.
 type Condition struct {
 	Key               string
 	Values, NotValues []string
+
+	// Regexes are regular expressions, one of which must match the whole value of a header. With any other key, they are an error.
+	Regexes []string
 }
 
 // Config has the settings of [Compile]. The zero value is Istio's default. Values are comparable.

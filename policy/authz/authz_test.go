@@ -778,6 +778,12 @@ func TestCompileErrors(t *testing.T) {
 		{"header name", deny(cond("request.headers[]", "x")), "no name"},
 		{"header characters", deny(cond("request.headers[a b]", "x")), "not the name of a header"},
 		{"pseudo-header", deny(cond("request.headers[:path]", "x")), "not the name of a header"},
+		{"path regex", deny(to(authz.Operation{PathRegexes: []string{"("}})), `to 0: pathRegexes: "(": `},
+		{"two halves of a path regex", allow(to(authz.Operation{PathRegexes: []string{"a)|(b"}})), "pathRegexes"},
+		{"empty path regex", allow(to(authz.Operation{PathRegexes: []string{""}})), "pathRegexes: an empty value"},
+		{"header regex", deny(when(authz.Condition{Key: "request.headers[a]", Regexes: []string{"["}})), `request.headers[a]: "["`},
+		{"empty header regex", deny(when(authz.Condition{Key: "request.headers[a]", Regexes: []string{""}})), "an empty value"},
+		{"regex of an address", deny(when(authz.Condition{Key: "source.ip", Regexes: []string{".*"}})), "source.ip: regular expressions are for headers"},
 		{"header that net/http hides", deny(cond("request.headers[Transfer-Encoding]", "x")), "net/http"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

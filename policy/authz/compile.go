@@ -162,6 +162,7 @@ func compileOperation(in *Operation, mode Normalization) (operation, error) {
 		compileTexts("hosts", in.Hosts, in.NotHosts, hostPattern, &out.hosts),
 		compileTexts("methods", in.Methods, in.NotMethods, methodPattern, &out.methods),
 		compileTexts("paths", in.Paths, in.NotPaths, pathPattern(mode), &out.paths),
+		addRegexes("pathRegexes", in.PathRegexes, &out.paths),
 	)
 	if err == nil && out.empty() {
 		err = fmt.Errorf("the operation is empty")
@@ -171,8 +172,14 @@ func compileOperation(in *Operation, mode Normalization) (operation, error) {
 
 func compileCondition(in *Condition) (condition, error) {
 	var out condition
-	if len(in.Values) == 0 && len(in.NotValues) == 0 {
+	name, isHeader := strings.CutPrefix(in.Key, "request.headers[")
+	switch isHeader = isHeader && strings.HasSuffix(name, "]"); {
+	case len(in.Values) == 0 && len(in.NotValues) == 0 && len(in.Regexes) == 0:
 		return out, fmt.Errorf("%s: neither values nor notValues", in.Key)
+	case isHeader:
+		return compileHeader(in, strings.TrimSuffix(name, "]"))
+	case len(in.Regexes) > 0:
+		return out, fmt.Errorf("%s: regular expressions are for headers only", in.Key)
 	}
 	text := func(about attribute, parse func(string) (pattern, error)) (condition, error) {
 		out.attribute = about
@@ -210,9 +217,6 @@ func compileCondition(in *Condition) (condition, error) {
 	case "connection.sni":
 		return text(sni, foldedPattern)
 	}
-	if name, ok := strings.CutPrefix(in.Key, "request.headers["); ok && strings.HasSuffix(name, "]") {
-		return compileHeader(in, strings.TrimSuffix(name, "]"))
-	}
 	switch {
 	case in.Key == keyUser:
 		out.attribute = requestPrincipal
@@ -247,8 +251,31 @@ func compileHeader(in *Condition, name string) (condition, error) {
 			return out, fmt.Errorf("%s: not the name of a header", in.Key)
 		}
 	}
-	err := compileTexts(in.Key, in.Values, in.NotValues, parse, &out.texts)
-	return out, err
+	out.utf8 = len(in.Regexes) > 0
+	return out, firstError(
+		compileTexts(in.Key, in.Values, in.NotValues, parse, &out.texts),
+		addRegexes(in.Key, in.Regexes, &out.texts),
+	)
+}
+
+// addRegexes adds regular expressions to the values of a field.
+func addRegexes(field string, regexes []string, to *texts) error {
+	if len(regexes) == 0 {
+		return nil
+	}
+	all := slices.Clone(to.values.all)
+	for _, v := range regexes {
+		if v == "" {
+			return fmt.Errorf("%s: an empty value", field)
+		}
+		p, err := regexPattern(v)
+		if err != nil {
+			return fmt.Errorf("%s: %q: %w", field, v, err)
+		}
+		all = append(all, p)
+	}
+	to.values = newList(all)
+	return nil
 }
 
 func compileUsers(field string, values, notValues []string, out *users) error {

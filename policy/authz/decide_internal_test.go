@@ -115,7 +115,9 @@ var (
 	hostVals   = []string{"h", "H.example", "*.example", "h:*", "*"}
 	prefixVals = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.0.0.1/32"),
 		netip.MustParsePrefix("fd00::/8")}
-	headerVals = []string{"1", "2", "1,2", "*", "1*", "*2"}
+	headerVals  = []string{"1", "2", "1,2", "*", "1*", "*2"}
+	pathExprs   = []string{"/a.*", "/(a|b)", "/a/[^/]*", ".*b", "/a|/", ".*"}
+	headerExprs = []string{"1|2", "1.*", "[12]*", "1,2"}
 )
 
 func randomPolicies(r *rand.Rand, mode Normalization) []Policy {
@@ -149,7 +151,7 @@ func randomRule(r *rand.Rand, mode Normalization) Rule {
 		o := Operation{
 			Hosts: some(r, 0.1, hostVals...), NotHosts: some(r, 0.05, hostVals...),
 			Methods: some(r, 0.3, methodVals...), NotMethods: some(r, 0.1, methodVals...),
-			Paths: some(r, 0.6, pathVals...), NotPaths: some(r, 0.2, pathVals...),
+			Paths: some(r, 0.6, pathVals...), NotPaths: some(r, 0.2, pathVals...), PathRegexes: some(r, 0.2, pathExprs...),
 			Ports: some(r, 0.1, uint16(80), 8080), NotPorts: some(r, 0.1, uint16(80), 8080),
 		}
 		if _, err := compileOperation(&o, mode); err == nil {
@@ -158,20 +160,20 @@ func randomRule(r *rand.Rand, mode Normalization) Rule {
 	}
 	// One condition a key: see (*rule).match for two on one header.
 	for _, c := range []Condition{
-		{"request.headers[X-A]", some(r, 0.1, headerVals...), some(r, 0.1, headerVals...)},
-		{"request.headers[:method]", some(r, 0.05, methodVals...), nil},
-		{"source.principal", some(r, 0.1, principalVals...), nil},
-		{"source.namespace", nil, some(r, 0.05, namespaceVals...)},
-		{"source.serviceAccount", some(r, 0.03, accountVals...), some(r, 0.03, accountVals...)},
-		{"source.trustDomain", nil, some(r, 0.03, "td", "*2")},
-		{"source.ip", some(r, 0.05, "10.0.0.1", "10.0.0.0/8"), nil},
-		{"remote.ip", nil, some(r, 0.03, "10.0.0.1", "10.0.0.0/8")},
-		{"destination.ip", some(r, 0.03, "10.0.0.1", "10.0.0.0/8"), some(r, 0.03, "10.0.0.1")},
-		{"request.headers[Host]", some(r, 0.03, hostVals...), some(r, 0.03, hostVals...)},
-		{"destination.port", some(r, 0.05, "80"), some(r, 0.05, "8080")},
-		{"connection.sni", some(r, 0.05, hostVals...), nil},
+		{"request.headers[X-A]", some(r, 0.1, headerVals...), some(r, 0.1, headerVals...), some(r, 0.1, headerExprs...)},
+		{"request.headers[:method]", some(r, 0.05, methodVals...), nil, some(r, 0.05, "G.*|PUT")},
+		{"source.principal", some(r, 0.1, principalVals...), nil, nil},
+		{"source.namespace", nil, some(r, 0.05, namespaceVals...), nil},
+		{"source.serviceAccount", some(r, 0.03, accountVals...), some(r, 0.03, accountVals...), nil},
+		{"source.trustDomain", nil, some(r, 0.03, "td", "*2"), nil},
+		{"source.ip", some(r, 0.05, "10.0.0.1", "10.0.0.0/8"), nil, nil},
+		{"remote.ip", nil, some(r, 0.03, "10.0.0.1", "10.0.0.0/8"), nil},
+		{"destination.ip", some(r, 0.03, "10.0.0.1", "10.0.0.0/8"), some(r, 0.03, "10.0.0.1"), nil},
+		{"request.headers[Host]", some(r, 0.03, hostVals...), some(r, 0.03, hostVals...), nil},
+		{"destination.port", some(r, 0.05, "80"), some(r, 0.05, "8080"), nil},
+		{"connection.sni", some(r, 0.05, hostVals...), nil, nil},
 	} {
-		if len(c.Values)+len(c.NotValues) > 0 {
+		if len(c.Values)+len(c.NotValues)+len(c.Regexes) > 0 {
 			rule.When = append(rule.When, c)
 		}
 	}
@@ -332,7 +334,7 @@ func refFirst(policies []Policy, action Action, views []refRequest) Match {
 func refRule(rule *Rule, action Action, v refRequest) bool {
 	if v.L4 {
 		needsHTTP := func(o Operation) bool {
-			return len(o.Hosts)+len(o.NotHosts)+len(o.Methods)+len(o.NotMethods)+len(o.Paths)+len(o.NotPaths) > 0
+			return len(o.Hosts)+len(o.NotHosts)+len(o.Methods)+len(o.NotMethods)+len(o.Paths)+len(o.NotPaths)+len(o.PathRegexes) > 0
 		}
 		headers := func(c Condition) bool { return strings.HasPrefix(c.Key, "request.") }
 		if action == Allow && (slices.ContainsFunc(rule.To, needsHTTP) || slices.ContainsFunc(rule.When, headers)) {
@@ -354,8 +356,11 @@ func refRule(rule *Rule, action Action, v refRequest) bool {
 		}
 		return v.L4 || refTexts(o.Methods, o.NotMethods, textExpr, v.Method, true) &&
 			refTexts(o.Hosts, o.NotHosts, hostExpr, v.Host, true) &&
-			(v.path.path == unreadablePath && (action != Allow || len(o.Paths)+len(o.NotPaths) == 0) || v.path.path != unreadablePath) &&
-			(v.path.path == unreadablePath || refTexts(o.Paths, o.NotPaths, func(value string) string {
+			(v.path.path == unreadablePath && (action != Allow || len(o.Paths)+len(o.NotPaths)+len(o.PathRegexes) == 0) || v.path.path != unreadablePath) &&
+			(v.path.path == unreadablePath || refTexts(slices.Concat(o.Paths, regexes(o.PathRegexes)), o.NotPaths, func(value string) string {
+				if expr, ok := strings.CutPrefix(value, regexMark); ok {
+					return expr
+				}
 				plain := unreserved.MatchString
 				if v.path.decoded {
 					plain = func(string) bool { return true }
@@ -376,7 +381,7 @@ func refCondition(c Condition, action Action, v refRequest) bool {
 		if v.header != nil {
 			value = *v.header
 		}
-		values := c.Values
+		values := slices.Concat(c.Values, regexes(c.Regexes))
 		if action == Allow && v.line != "" && slices.Contains(values, v.line) {
 			values = nil // they name the whole line
 		}
@@ -384,10 +389,10 @@ func refCondition(c Condition, action Action, v refRequest) bool {
 			if v == "*" {
 				return ".*"
 			}
-			return textExpr(v)
+			return anyExpr(v)
 		}, value, v.header != nil)
 	case "request.headers[:method]":
-		return v.L4 || refTexts(c.Values, c.NotValues, textExpr, v.Method, true)
+		return v.L4 || refTexts(slices.Concat(c.Values, regexes(c.Regexes)), c.NotValues, anyExpr, v.Method, true)
 	case "source.principal":
 		return refTexts(c.Values, c.NotValues, principalExpr, "spiffe://"+v.Principal, v.Principal != "")
 	case "source.namespace":
@@ -474,6 +479,24 @@ func textExpr(v string) string {
 		return regexp.QuoteMeta(v[:len(v)-1]) + ".*"
 	}
 	return regexp.QuoteMeta(v)
+}
+
+// regexMark is before values that are regular expressions.
+const regexMark = "\x00"
+
+func regexes(list []string) (values []string) {
+	for _, expr := range list {
+		values = append(values, regexMark+expr)
+	}
+	return values
+}
+
+// anyExpr is textExpr, or the regular expression itself.
+func anyExpr(v string) string {
+	if expr, ok := strings.CutPrefix(v, regexMark); ok {
+		return expr
+	}
+	return textExpr(v)
 }
 
 func hostExpr(v string) string {
