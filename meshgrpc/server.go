@@ -25,7 +25,6 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/orca"
-	"github.com/nosidecar/mesh/policy/limit"
 )
 
 // ServerOptions returns the options that put a grpc.Server behind the inbound side of m, which [mesh.Mesh.Handler] describes:
@@ -454,18 +453,18 @@ func (in *inbound) refused() error {
 	code := grpcstatus.FromHTTP(in.status)
 	switch {
 	case in.header["X-Envoy-Overloaded"] != nil:
-		return in.limited(code, limit.ErrOverflow, grpcwire.Overloaded)
+		return in.limited(code, "overloaded", grpcwire.Overloaded)
 	case in.header["X-Envoy-Ratelimited"] != nil:
-		return in.limited(code, limit.ErrRateLimited, grpcwire.RateLimited)
+		return in.limited(code, "too many calls", grpcwire.RateLimited)
 	}
 	return status.Error(code, http.StatusText(in.status))
 }
 
 // limited returns the error of a call that exceeds a limit. If gRPC refuses a call at its headers, it sends no trailer, so the
 // status must say so too.
-func (in *inbound) limited(code codes.Code, err error, key string) error {
+func (in *inbound) limited(code codes.Code, message, key string) error {
 	_ = grpc.SetTrailer(in.Context, metadata.Pairs(key, "true"))
-	return grpcwire.Limited(code, err.Error(), key)
+	return grpcwire.Limited(code, message, key)
 }
 
 // Header implements http.ResponseWriter.

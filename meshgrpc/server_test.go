@@ -273,9 +273,10 @@ func TestServer_Limits(t *testing.T) {
 		name   string
 		server mesh.ServerConfig
 		sign   string
+		text   string // as from limitgrpc
 	}{
-		{"overload", mesh.ServerConfig{MaxRequests: 1}, "x-envoy-overloaded"},
-		{"rate", mesh.ServerConfig{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}, "x-envoy-ratelimited"},
+		{"overload", mesh.ServerConfig{MaxRequests: 1}, "x-envoy-overloaded", "overloaded"},
+		{"rate", mesh.ServerConfig{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}, "x-envoy-ratelimited", "too many calls"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			leak.Check(t)
@@ -297,8 +298,8 @@ func TestServer_Limits(t *testing.T) {
 			<-begun
 			var trailer metadata.MD
 			_, err := client.UnaryCall(t.Context(), &grpctest.Request{}, grpc.Trailer(&trailer))
-			if status.Code(err) != codes.Unavailable || len(trailer[test.sign]) == 0 {
-				t.Errorf("second call: %v, trailer %v; want Unavailable with %s", err, trailer, test.sign)
+			if s := status.Convert(err); s.Code() != codes.Unavailable || s.Message() != test.text || len(trailer[test.sign]) == 0 {
+				t.Errorf("second call: %v, trailer %v; want Unavailable, %q, with %s", err, trailer, test.text, test.sign)
 			}
 			close(gate)
 			if err := <-first; err != nil {
