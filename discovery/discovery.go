@@ -42,7 +42,8 @@ type Endpoint struct {
 	OnlyPorts bool
 
 	// ServiceAccount is the identity the endpoint runs as ("order-service", or "namespace/order-service"). Empty means
-	// unknown.
+	// unknown. It says whom a mesh expects at the other end of mTLS, but not that mTLS is used: for that, the endpoint has the
+	// label security.istio.io/tlsMode=istio, unless documents say so.
 	ServiceAccount string
 
 	// Record is what the resolver itself knows about the endpoint, for code that knows the resolver. nil if there is nothing.
