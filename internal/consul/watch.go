@@ -10,6 +10,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -287,7 +288,7 @@ func (r *run[T]) fail(err error) bool {
 	r.failures++
 	r.index = 0
 
-	err = fmt.Errorf("consul: %s: %w", r.What, err)
+	err = fmt.Errorf("consul: %s: %w", r.What, shortened(err))
 	if text := err.Error(); text != r.told {
 		r.told = text
 		var none T
@@ -296,6 +297,24 @@ func (r *run[T]) fail(err error) bool {
 		}
 	}
 	return pause.For(r.ctx, wait/2+rand.N(wait/2+1)) == nil
+}
+
+// shortened leaves out the parameters of blocking queries, which differ from one attempt to the next.
+func shortened(err error) error {
+	failed, ok := err.(*url.Error)
+	if !ok {
+		return err
+	}
+	target, wrong := url.Parse(failed.URL)
+	if wrong != nil {
+		return err
+	}
+	query := target.Query()
+	for _, name := range []string{"index", "wait", "stale", "consistent"} {
+		query.Del(name)
+	}
+	target.RawQuery = query.Encode()
+	return &url.Error{Op: failed.Op, URL: target.String(), Err: failed.Err}
 }
 
 // limited reports whether a leader refuses reads because of its rate limit. Consul has no status code for that.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -44,6 +45,11 @@ type script struct {
 	asked   int      // calls of Allowed
 	denied  error    // what Allowed returns
 	regains bool     // Allowed finds rights that the token did not have before, and the reads after it find "a b"
+}
+
+// refused is the error of a query with the given parameters that no agent answers.
+func refused(parameters string) error {
+	return &url.Error{Op: "Get", URL: "http://agent/v1/kv/?" + parameters, Err: io.ErrUnexpectedEOF}
 }
 
 func (s *script) read(options *api.QueryOptions) ([]string, *api.QueryMeta, error) {
@@ -225,6 +231,13 @@ func TestWatch(t *testing.T) {
 			replies: []reply{{err: status(500)}, {err: status(500)}, {err: status(429)}, {set: "a", index: 3}, {err: status(429)}},
 			reads:   []string{"0", "0", "0", "0", "3 1m0s", "0"},
 			yielded: []string{"(" + text + "500 (text))", "(" + text + "429 (text))", "a", "(" + text + "429 (text))"},
+		},
+		{
+			name: "how a query blocks is not part of an error",
+			replies: []reply{{set: "a", index: 7}, {err: refused("dc=b&index=7&stale=&wait=60000ms")}, {err: refused("dc=b&stale=")},
+				{err: refused("dc=c&stale=")}},
+			reads:   []string{"0", "7 1m0s", "0", "0", "0"},
+			yielded: []string{"a", `(Get "http://agent/v1/kv/?dc=b": unexpected EOF)`, `(Get "http://agent/v1/kv/?dc=c": unexpected EOF)`},
 		},
 		{
 			name:    "an error that wraps the client's",
