@@ -119,6 +119,8 @@ func (j *journal) policyLoad(load PolicyLoad) {
 		j.refusals(load)
 	}
 	switch {
+	case load.Err != nil && begun && load.Version == "":
+		log.Error("mesh: documents cannot be read, the last good ones stay in force", "load", load.Number, "error", load.Err)
 	case load.Err != nil && begun:
 		log.Error("mesh: documents are refused, the last good ones stay in force", "load", load.Number, "version", load.Version, "error", briefly(load.Err))
 	case again:

@@ -112,6 +112,24 @@ func TestLog_Documents(t *testing.T) {
 	}
 }
 
+// TestLog_FeedThatCannotBeRead: documents that cannot be read are not called refused.
+func TestLog_FeedThatCannotBeRead(t *testing.T) {
+	var r record
+	feed := make(failingFeed)
+	m, err := mesh.New(t.Context(), mesh.WithLogger(r.logger()), mesh.WithPolicyFeed(feed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	r.take()
+	feed <- errors.New("the server is away")
+	feed <- errors.New("the server is away") // the first has been reported
+	got, _, _ := strings.Cut(r.take(), "\n")
+	if !strings.Contains(got, "documents cannot be read") || strings.Contains(got, "refused") || !strings.Contains(got, "the server is away") {
+		t.Errorf("logged %q", got)
+	}
+}
+
 // TestLog_SkippedDocuments: the documents of a folder that are not about the mesh hide no other warning.
 func TestLog_SkippedDocuments(t *testing.T) {
 	var text strings.Builder
