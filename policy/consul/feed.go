@@ -155,11 +155,20 @@ func sourcesOf(kind string, entries []json.RawMessage) []policy.Source {
 }
 
 // merge yields what the watches send, all kinds together. The entries of kinds that cannot be read now are those from before, and what
-// is wrong with them is yielded again after each set: it is not over.
+// is wrong with them is yielded again after each set: it is not over. An agent that is away fails all kinds, and is one error.
 func merge(ctx context.Context, news <-chan answer, yield func([]policy.Source, error) bool) {
 	last := make([][]policy.Source, len(kinds))
-	missing, waits := len(kinds), false
+	missing, waits, changed := len(kinds), false, false
 	known, failed := make([]bool, len(kinds)), make([]error, len(kinds))
+	told := make(map[string]bool) // what is wrong, if it was yielded after the last set
+	fail := func(kind int) bool {
+		cause := strings.ReplaceAll(failed[kind].Error(), kinds[kind], "")
+		if told[cause] {
+			return true
+		}
+		told[cause] = true
+		return yield(nil, failed[kind])
+	}
 	quiet := time.NewTimer(0)
 	quiet.Stop()
 	defer quiet.Stop()
@@ -169,25 +178,34 @@ func merge(ctx context.Context, news <-chan answer, yield func([]policy.Source, 
 			return
 		case <-quiet.C:
 			waits = false
+			over := !slices.ContainsFunc(failed, func(err error) bool { return err != nil })
+			if !changed && !(over && len(told) > 0) {
+				continue
+			}
+			changed = false
+			clear(told)
 			if !yield(slices.Concat(last...), nil) {
 				return
 			}
-			for _, err := range failed {
-				if err != nil && !yield(nil, err) {
+			for kind, err := range failed {
+				if err != nil && !fail(kind) {
 					return
 				}
 			}
 		case now := <-news:
 			if failed[now.kind] = now.err; now.err != nil {
-				if !yield(nil, now.err) {
+				if !fail(now.kind) {
 					return
 				}
 				continue
 			}
-			if last[now.kind] = now.sources; !known[now.kind] {
+			if !known[now.kind] {
 				known[now.kind] = true
 				missing--
+				changed = true
 			}
+			changed = changed || !slices.EqualFunc(last[now.kind], now.sources, same)
+			last[now.kind] = now.sources
 			if missing == 0 && !waits {
 				waits = true
 				quiet.Reset(settle)
@@ -195,3 +213,5 @@ func merge(ctx context.Context, news <-chan answer, yield func([]policy.Source, 
 		}
 	}
 }
+
+func same(a, b policy.Source) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) }

@@ -289,3 +289,27 @@ func TestFeed_DeniedFromTheBeginning(t *testing.T) {
 		n.want(t, "denied")
 	})
 }
+
+// An agent that is away fails the reads of all kinds. That is one error, and over when all can be read again.
+func TestFeed_AgentThatIsAway(t *testing.T) {
+	following(t, func(t *testing.T, f *fake, n *noted) {
+		once := func(want ...string) {
+			t.Helper()
+			n.mu.Lock()
+			if !slices.Equal(n.list, want) {
+				t.Errorf("the feed yielded %q, want %q", n.list, want)
+			}
+			n.mu.Unlock()
+			n.want(t, want...)
+		}
+		f.Change(func() { f.status[""] = http.StatusInternalServerError })
+		time.Sleep(5 * time.Minute)
+		once("error")
+		f.Change(func() { f.status[""], f.status["service-router"] = 0, http.StatusInternalServerError })
+		time.Sleep(time.Minute)
+		once()
+		f.Change(func() { f.status["service-router"] = 0 })
+		time.Sleep(time.Minute)
+		once("config/service-router/web.json")
+	})
+}
