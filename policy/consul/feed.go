@@ -37,6 +37,10 @@ type Feed struct {
 	// Client asks the agent. nil means one for the environment (CONSUL_HTTP_ADDR and so on), as discovery/consul makes it. NewClient there
 	// says what any other client does not bound.
 	Client *api.Client
+
+	// Alone judges each entry by itself, also when the mesh starts: see [policy.Source]. By default one bad entry, of whatever
+	// service, keeps all of them from taking effect.
+	Alone bool
 }
 
 // String names the feed in errors.
@@ -62,7 +66,7 @@ func (f *Feed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 		defer cancel()
 		news := make(chan answer)
 		for i, kind := range kinds {
-			watches.Go(func() { follow(ctx, client, i, kind, news) })
+			watches.Go(func() { f.follow(ctx, client, i, kind, news) })
 		}
 		merge(ctx, news, yield)
 	}
@@ -76,7 +80,7 @@ type answer struct {
 }
 
 // follow sends the entries of a kind, or the error of reading them, whenever they change.
-func follow(ctx context.Context, client *api.Client, i int, kind string, news chan<- answer) {
+func (f *Feed) follow(ctx context.Context, client *api.Client, i int, kind string, news chan<- answer) {
 	watch := consul.Watch[[]json.RawMessage]{
 		What:   "config entries of the kind " + kind,
 		Newest: true,
@@ -94,7 +98,7 @@ func follow(ctx context.Context, client *api.Client, i int, kind string, news ch
 	}
 	for entries, err := range watch.All(ctx) {
 		select {
-		case news <- answer{kind: i, sources: sourcesOf(kind, entries), err: err}:
+		case news <- answer{kind: i, sources: f.sourcesOf(kind, entries), err: err}:
 		case <-ctx.Done():
 			return
 		}
@@ -137,7 +141,7 @@ func checkEntries(kind string, entries []json.RawMessage) error {
 
 // sourcesOf returns entries as documents, by name. Each value has a line, for findings, but no indentation: that of an entry that is nested
 // deeply would take thousands of times the memory of the entry.
-func sourcesOf(kind string, entries []json.RawMessage) []policy.Source {
+func (f *Feed) sourcesOf(kind string, entries []json.RawMessage) []policy.Source {
 	sources := make([]policy.Source, len(entries))
 	for i, entry := range entries {
 		var h entryHeader
@@ -148,7 +152,7 @@ func sourcesOf(kind string, entries []json.RawMessage) []policy.Source {
 		if h.Name == "" {
 			h.Name = kind
 		}
-		sources[i] = policy.Source{Name: "config/" + kind + "/" + url.PathEscape(h.Name) + ".json", Data: text.Bytes()}
+		sources[i] = policy.Source{Name: "config/" + kind + "/" + url.PathEscape(h.Name) + ".json", Data: text.Bytes(), Alone: f.Alone}
 	}
 	slices.SortFunc(sources, func(a, b policy.Source) int { return strings.Compare(a.Name, b.Name) })
 	return sources

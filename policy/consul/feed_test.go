@@ -313,3 +313,19 @@ func TestFeed_AgentThatIsAway(t *testing.T) {
 		once("config/service-router/web.json")
 	})
 }
+
+func TestFeed_Alone(t *testing.T) {
+	for _, alone := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			f, feed := newFake(t)
+			f.set("service-router", "web", `, "Routes": []`)
+			feed.Alone = alone
+			for sources, err := range feed.Watch(t.Context()) {
+				if err != nil || len(sources) != 1 || sources[0].Alone != alone {
+					t.Errorf("with Alone %v, Watch yields %v, %v", alone, sources, err)
+				}
+				break
+			}
+		})
+	}
+}
