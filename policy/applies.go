@@ -8,6 +8,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/catalog"
+	"github.com/nosidecar/mesh/policy/internal/linkerd"
 )
 
 // A security document that selects the wrong workloads does nothing for the right ones, and nobody notices. The functions below report
@@ -174,6 +175,14 @@ func (c *compiler) unprotected() {
 			first = ra.document
 		}
 	}
+	for _, s := range c.guards.servers {
+		if s.namespace == w.Namespace && s.is.Spec.Selects(w.Labels) {
+			return
+		}
+		if first == nil {
+			first = s.document
+		}
+	}
 	for _, pa := range c.peers {
 		selector := pa.is.Spec.Selector
 		if pa.namespace == w.Namespace && selector.Selects(w.Labels) || pa.namespace == w.RootNamespace && selector.Labels() == nil {
@@ -216,7 +225,7 @@ func (c *compiler) countInForce(counts func(*document) bool) []int {
 
 // inForce reports whether the document has a meaning for the workload. A security document for all workloads of another namespace counts:
 // it is not likely to be a mistake. See unprotected.
-func (d *document) inForce() bool {
+func (d *document) inForce(w *Workload) bool {
 	switch is := d.is.(type) {
 	case nil:
 		return false
@@ -232,6 +241,8 @@ func (d *document) inForce() bool {
 		return is.selected || is.is.Spec.Selector.Labels() == nil
 	case *access:
 		return is.selected || is.is.Spec.Selector.Labels() == nil
+	case *linkerd.Server:
+		return !is.Spec.ByLabels() || d.namespace == w.Namespace && is.Spec.Selects(w.Labels)
 	}
 	return true
 }

@@ -82,6 +82,8 @@ func (c *compiler) sort(d *document) {
 		c.access = append(c.access, decoded[access]{d, is})
 	case *tokens:
 		c.tokens = append(c.tokens, decoded[tokens]{d, is})
+	default:
+		c.guards.add(d)
 	}
 }
 

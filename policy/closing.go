@@ -65,6 +65,8 @@ func (c *compiler) denies(p *piece) bool {
 		return true
 	case c.elsewhere(p):
 		return false
+	case p.routesServer():
+		return true
 	case p.kind == "" || p.list() || !p.protects() && !c.misplaced(p):
 		return (p.kind == "" || p.list() || c.unheardOf(p) || !p.clear("")) && mentionsProtection(c.text(p))
 	case p.ofConsul():
@@ -145,6 +147,24 @@ func (p *piece) targets(namespace string) bool {
 	return false
 }
 
+// routesServer reports whether a document is a route that is attached, or may be, to a Server of Linkerd. Then a request to the Server that no
+// route matches is refused.
+func (p *piece) routesServer() bool {
+	if p.kind != "HTTPRoute" && p.kind != "GRPCRoute" || p.group != linkerdPolicy && p.group != catalog.GatewayGroup {
+		return false
+	}
+	if !p.clear("", "spec") || p.Has("spec.parentRefs") && !p.HasItems("spec.parentRefs") {
+		return true
+	}
+	for i := range p.Len("spec.parentRefs") {
+		at := yamldoc.Index("spec.parentRefs", i)
+		if !p.clear(at) || strings.EqualFold(p.Text(at+".kind"), "Server") {
+			return true
+		}
+	}
+	return false
+}
+
 // ofConsul reports whether a document is a config entry of Consul. Its namespace has no meaning.
 func (p *piece) ofConsul() bool { return p.group == consul.Group || consul.Objects[p.kind] != "" }
 
@@ -176,10 +196,10 @@ const (
 func (p *piece) harmless() bool {
 	if p.group == linkerdPolicy {
 		switch p.kind {
-		case "MeshTLSAuthentication", "NetworkAuthentication": // they have an effect only in other documents
+		case "MeshTLSAuthentication", "NetworkAuthentication", "ServerAuthorization": // they only allow
 			return true
 		}
-		return false
+		return p.kind == "AuthorizationPolicy" && p.HasItems("spec.requiredAuthenticationRefs") // so it is not meant to be one of Istio
 	}
 	if p.kind == "AuthorizationPolicy" {
 		dry, _ := strconv.ParseBool(p.Text(yamldoc.Key("metadata.annotations", "istio.io/dry-run")))

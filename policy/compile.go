@@ -42,7 +42,7 @@ func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 		c.unprotected()
 	}
 	c.unnamed()
-	if c.plan.inForce = c.last.inForce; !slices.Equal(c.plan.inForce, c.countInForce((*document).inForce)) {
+	if c.plan.inForce = c.last.inForce; !slices.Equal(c.plan.inForce, c.countInForce(func(d *document) bool { return d.inForce(&c.plan.workload) })) {
 		c.plan.inForce = slices.Clone(c.room.counts)
 	}
 	c.pack()
@@ -144,6 +144,7 @@ func (c *compiler) combineAll() {
 	c.subsets()
 	c.peerAuthentications()
 	c.authorizationPolicies()
+	c.linkerdServers()
 	c.requestAuthentications()
 	c.telemetries()
 }
@@ -154,7 +155,7 @@ func newCompiler(last *Plan, w Workload, in *room) *compiler {
 	w.RootNamespace = cmp.Or(w.RootNamespace, namespaces.DefaultRoot)
 	w.TrustDomain = cmp.Or(w.TrustDomain, istio.LocalTrustDomain)
 	w.ClusterDomain = strings.ToLower(cmp.Or(strings.Trim(w.ClusterDomain, "."), "cluster.local"))
-	w.Labels = maps.Clone(w.Labels)
+	w.Labels, w.Ports = maps.Clone(w.Labels), maps.Clone(w.Ports)
 	if last == nil || !reflect.DeepEqual(last.workload, w) {
 		last = new(Plan)
 	}
@@ -234,6 +235,7 @@ type compiler struct {
 	access      []decoded[access]
 	tokens      []decoded[tokens]
 	reports     []decoded[reporting]
+	guards      guards
 
 	entriesOfConsul []decoded[consul.Entry]
 

@@ -58,6 +58,9 @@ func (w Workload) Or(defaults Workload) Workload {
 	if w.Labels == nil {
 		w.Labels = defaults.Labels
 	}
+	if w.Ports == nil {
+		w.Ports = defaults.Ports
+	}
 	return w
 }
 

@@ -6,17 +6,17 @@ import "github.com/nosidecar/mesh/policy/authz"
 // dialect that protects workloads by what it allows has one, so that no document of one dialect allows what another one does not.
 type further struct {
 	authorizer *authz.Authorizer
-	denied     func(*authz.Request) string // why a request is denied that its policies do not allow
+	port       uint16 // it is about requests at this port, and at one that is not known; 0 for all
+	denied     string // why a request is denied that its policies do not allow
+	audited    string // the policy that also marks what it allows; empty for none
 }
 
-// also adds a further decision, by policies that are enforced. denied returns why they do not allow a request: it must be safe for concurrent
-// use, and must not change the request.
-func (in *Inbound) also(policies []authz.Policy, config authz.Config, denied func(*authz.Request) string) error {
-	authorizer, err := authz.Compile(policies, config)
-	if err != nil {
+// also adds a further decision, by policies that are enforced.
+func (in *Inbound) also(f further, policies []authz.Policy, config authz.Config) (err error) {
+	if f.authorizer, err = authz.Compile(policies, config); err != nil {
 		return err
 	}
-	in.further = append(in.further, further{authorizer, denied})
+	in.further = append(in.further, f)
 	in.regard(policies)
 	return nil
 }
@@ -50,11 +50,15 @@ func (in *Inbound) decide(r *authz.Request) authz.Decision {
 // decide changes the decision about a request to what it is with this one. What was denied stays denied, enforced or in the shadow.
 func (f *further) decide(r *authz.Request, d *authz.Decision) {
 	shadow := d.Shadow.Present && d.Shadow.Allowed
-	if !d.Allowed && !shadow {
+	port := r.Destination.Port()
+	if !d.Allowed && !shadow || f.port != 0 && port != 0 && port != f.port {
 		return
 	}
 	also := f.authorizer.Decide(r)
 	d.Steady = d.Steady && also.Steady
+	if also.Policy == f.audited && f.audited != "" {
+		also.Audit = also.Match
+	}
 	if d.Audit.Policy == "" {
 		d.Audit = also.Audit
 	}
@@ -65,7 +69,7 @@ func (f *further) decide(r *authz.Request, d *authz.Decision) {
 		return
 	}
 	if !also.BadRequest {
-		also.Reason = f.denied(r)
+		also.Reason = f.denied
 	}
 	if shadow {
 		d.Shadow.Allowed, d.Shadow.Match, d.Shadow.Reason = false, also.Match, also.Reason

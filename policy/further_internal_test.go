@@ -44,7 +44,7 @@ func TestFurther_AllMustAllow(t *testing.T) {
 			if more.policy.Name == "" {
 				continue
 			}
-			if err := in.also([]authz.Policy{more.policy}, authz.Config{}, func(*authz.Request) string { return more.reason }); err != nil {
+			if err := in.also(further{denied: more.reason}, []authz.Policy{more.policy}, authz.Config{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -63,7 +63,7 @@ func TestFurther_Shadow(t *testing.T) {
 	if d := in.Authorize(r); d.Allowed || !d.Shadow.Allowed {
 		t.Fatalf("without further decisions: %+v", d)
 	}
-	if err := in.also([]authz.Policy{allowPath("b", "/z", false)}, authz.Config{}, func(*authz.Request) string { return "further" }); err != nil {
+	if err := in.also(further{denied: "further"}, []authz.Policy{allowPath("b", "/z", false)}, authz.Config{}); err != nil {
 		t.Fatal(err)
 	}
 	if d := in.Authorize(r); d.Allowed || d.Reason != "no ALLOW policy matched" || d.Shadow.Allowed || d.Shadow.Reason != "further" {

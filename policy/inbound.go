@@ -175,8 +175,14 @@ func (c *compiler) unselected() bool {
 		if selector.Labels() == nil || d.namespace != w.Namespace && d.namespace != everywhere {
 			return false
 		}
-		d.Warnf("spec.selector", "does not apply to this process, and neither does any other policy that selects by labels, since it has none: set Labels in mesh.WithWorkload")
+		d.Warnf("spec.selector", noLabels)
 		return true
+	}
+	for _, s := range c.guards.servers {
+		if s.is.Spec.ByLabels() && s.namespace == w.Namespace {
+			s.Warnf("spec.podSelector", noLabels)
+			return true
+		}
 	}
 	for _, ap := range c.access {
 		if warn(ap.document, ap.is.is.Spec.Selector, w.RootNamespace) {
@@ -195,6 +201,8 @@ func (c *compiler) unselected() bool {
 	}
 	return false
 }
+
+const noLabels = "does not apply to this process, and neither does any other policy that selects by labels, since it has none: set Labels in mesh.WithWorkload"
 
 // unenforceable reports why a policy cannot be compiled, at the part that cannot be compiled.
 func unenforceable(policy authz.Policy, config authz.Config, err error, report func(at, why string)) {

@@ -50,8 +50,12 @@ func lookUp(apis map[string]catalog.API, group, version, kind string) (catalog.S
 		}
 		return catalog.Unknown, fmt.Sprintf("unknown API %q: check apiVersion and kind", group+"/"+version)
 	}
-	if a.Versions != nil && !slices.Contains(a.Versions, version) {
-		return catalog.Unknown, fmt.Sprintf("unknown version %q of %s: use one of %s", version, cmp.Or(group, kind), strings.Join(a.Versions, ", "))
+	if versions := a.VersionsOf(kind); versions != nil && !slices.Contains(versions, version) {
+		of := cmp.Or(group, kind)
+		if a.Of[kind] != nil {
+			of = kind
+		}
+		return catalog.Unknown, fmt.Sprintf("unknown version %q of %s: use one of %s", version, of, strings.Join(versions, ", "))
 	}
 	switch a.Kinds[kind] {
 	case catalog.Enforced:

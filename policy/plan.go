@@ -40,6 +40,11 @@ type Workload struct {
 	// "cluster.local".
 	TrustDomain string
 
+	// Ports has the numbers of the workload's ports by the names that Servers of Linkerd call them, as they are in the containers of a pod. A
+	// number of 0 says that the workload has no port of that name. As long as the port of a Server is not known, every port needs its
+	// authorizations.
+	Ports map[string]int
+
 	// Paths says which spellings of a path are the same to the application, for AuthorizationPolicies. In Istio it is pathNormalization
 	// of the mesh configuration, which is not a document. The zero value is Istio's default, in which /admin/../healthz is /healthz, as in
 	// http.ServeMux. Choose [authz.None] for a router that does not clean paths.

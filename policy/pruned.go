@@ -71,5 +71,5 @@ func (c *compiler) shape(doc *yamldoc.Document, r *reading) {
 		consul.Read(&c.dec, doc, r.kind, new(consul.Environment))
 		return
 	}
-	c.dec.Decode(doc, blank(r.kind))
+	c.dec.Decode(doc, blank(r.group, r.kind))
 }

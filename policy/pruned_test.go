@@ -70,8 +70,8 @@ func TestCheck_DroppedFieldsOfEveryKind(t *testing.T) {
 				continue
 			}
 			version := "v1"
-			if n := len(api.Versions); n > 0 {
-				version = api.Versions[n-1]
+			if versions := api.VersionsOf(kind); len(versions) > 0 {
+				version = versions[len(versions)-1]
 			}
 			document := func(annotation, spec string) string {
 				return `{"apiVersion":"` + group + "/" + version + `","kind":"` + kind + `","metadata":{"name":"a","namespace":"shop"` + annotation + `},"spec":` + spec + "}"

@@ -370,7 +370,10 @@ func (c *compiler) word(s string) string {
 }
 
 // blank returns an empty document of an enforced kind.
-func blank(kind string) istio.Document {
+func blank(group, kind string) istio.Document {
+	if group == linkerd.PolicyGroup {
+		return linkerd.New(kind)
+	}
 	switch kind {
 	case "ServiceProfile":
 		return new(linkerd.ServiceProfile)
@@ -392,10 +395,10 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		idle = istio.AtGateways(doc, true)
 	case r.kind == "Service":
 		tuned(doc)
-	case r.group == istio.SecurityGroup:
+	case r.group == istio.SecurityGroup, r.group == linkerd.PolicyGroup:
 		c.unplaced(doc)
 	}
-	is := blank(r.kind)
+	is := blank(r.group, r.kind)
 	if !c.dec.DecodeLeniently(doc, is, idle) {
 		return notEnforced{}
 	}
@@ -426,7 +429,8 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 	case *service:
 		return c.readService(r, is)
 	}
-	return is // *istio.PeerAuthentication, *smi.TrafficSplit or *smi.HTTPRouteGroup
+	c.strangers(doc, is)
+	return is // *istio.PeerAuthentication, *smi.TrafficSplit, *smi.HTTPRouteGroup or one of those in guards
 }
 
 // delegated returns the additional findings of a delegate to which a route in the mesh hands requests.

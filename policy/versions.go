@@ -5,16 +5,27 @@ import (
 	"reflect"
 
 	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// authenticates returns what the document says about who may connect, or whose tokens are accepted. It returns nil for other kinds.
+// authenticates returns what the document says about who may connect, whose tokens are accepted, or what Linkerd protects and authorizes. It returns nil for other kinds.
 func (d *document) authenticates() any {
 	switch is := d.is.(type) {
 	case *istio.PeerAuthentication:
 		return &is.Spec
 	case *tokens:
 		return &is.is.Spec
+	case *linkerd.Server:
+		return []any{is.Spec, is.Metadata.Labels}
+	case *linkerd.ServerAuthorization:
+		return &is.Spec
+	case *linkerd.AuthorizationPolicy:
+		return &is.Spec
+	case *linkerd.MeshTLSAuthentication:
+		return &is.Spec
+	case *linkerd.NetworkAuthentication:
+		return &is.Spec
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package internal
 
 import (
 	"bytes"
+	"cmp"
 	"flag"
 	"fmt"
 	"maps"
@@ -130,7 +131,7 @@ skipped, with a warning. The server side of service-defaults (15 s for local req
 
 // write writes what there is to say about a kind.
 func (s *section) write(b *strings.Builder, t *testing.T) {
-	fmt.Fprintf(b, "\n## %s\n\n%s", s.kind, s.text)
+	fmt.Fprintf(b, "\n## %s\n\n%s", cmp.Or(s.title, s.kind), s.text)
 	if s.of == nil {
 		return
 	}
@@ -187,7 +188,7 @@ func kindTable(b *strings.Builder, t *testing.T) {
 		for _, kind := range g.kinds {
 			var r row
 			var versions []string
-			for _, version := range []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4", "v1beta1", "v1", "any"} {
+			for _, version := range []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4", "v1beta1", "v1beta2", "v1beta3", "v1", "any"} {
 				if answer := standing(t, g.name, version, kind); answer != "" {
 					versions, r.answer = append(versions, version), answer
 				}
@@ -270,9 +271,9 @@ func metadata(b *strings.Builder, t *testing.T) {
 	list.except["metadata.annotations{}"] = yamldoc.Field{State: yamldoc.Unused,
 		Reason: "annotations have no meaning here, except for `istio.io/dry-run` of an AuthorizationPolicy, and `kubectl.kubernetes.io/last-applied-configuration`, which shows the fields that an API server dropped"}
 	list.except["metadata.labels{}"] = yamldoc.Field{State: yamldoc.Unused,
-		Reason: "labels of a document select nothing here; `istio.io/rev` of a document of Istio gets a warning"}
+		Reason: "labels of a document select nothing here, except that a ServerAuthorization selects Servers by theirs; `istio.io/rev` of a document of Istio gets a warning"}
 	list.except["metadata.creationTimestamp"] = yamldoc.Field{State: yamldoc.Unused,
-		Reason: "bookkeeping of Kubernetes, except that the oldest counts where several VirtualServices, DestinationRules, ServiceEntries, PeerAuthentications or Telemetries are about the same"}
+		Reason: "bookkeeping of Kubernetes, except that the oldest counts where several VirtualServices, DestinationRules, ServiceEntries, PeerAuthentications, Telemetries or Servers are about the same"}
 	list.write(b, "metadata", first, "enforced")
 }
 
@@ -493,6 +494,7 @@ type group struct {
 // section describes a kind.
 type section struct {
 	apiVersion, kind string
+	title            string // the kind if it is empty
 	text             string
 	of               reflect.Type
 	refused          bool // as a whole
@@ -506,7 +508,7 @@ var groups = []group{
 	{istio.TelemetryGroup, []string{"Telemetry"}},
 	{"extensions.istio.io", []string{"WasmPlugin", "TrafficExtension"}},
 	{linkerd.Group, []string{"ServiceProfile"}},
-	{"policy.linkerd.io", []string{"Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication",
+	{linkerd.PolicyGroup, []string{"Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication",
 		"NetworkAuthentication", "HTTPRoute", "HTTPLocalRateLimitPolicy", "EgressNetwork"}},
 	{smi.SplitGroup, []string{"TrafficSplit"}},
 	{smi.SpecsGroup, []string{"HTTPRouteGroup", "TCPRoute", "UDPRoute"}},

@@ -207,4 +207,53 @@ var sections = []section{
 			{`selector: {}`, "%s", "selector", false},
 		},
 	},
+	{
+		apiVersion: "policy.linkerd.io/v1beta3", kind: "Server", of: reflect.TypeFor[linkerd.Server](),
+		text: "Protects a port of workloads of its namespace: a request to it is denied unless a ServerAuthorization, an AuthorizationPolicy of Linkerd or `accessPolicy` authorizes it. " +
+			"Ports without a Server are open. A port may be named: `Workload.Ports` says which number it has. Where the other dialects have policies, too, all of them must allow a request. " +
+			"`externalWorkloadSelector` (from v1beta2 on) selects like `podSelector`; `accessPolicy` exists in v1beta3.\n",
+		probes: []probe{
+			{`port: http`, "podSelector: {}, %s", "port", false},
+			{`port: '8080'`, "podSelector: {}, %s", "port", false},
+			{`port: 80`, "%s", "podSelector", false},
+			{`matchExpressions: [{key: app, operator: In}]`, "port: 80, podSelector: {%s}", "values", false},
+		},
+	},
+	{
+		apiVersion: "policy.linkerd.io/v1beta1", kind: "ServerAuthorization", of: reflect.TypeFor[linkerd.ServerAuthorization](),
+		text: "Authorizes clients of Servers of its namespace. Without `networks` they must be in a network of the cluster: each private one, and the loopback.\n",
+		probes: []probe{
+			{`{}`, "server: {name: a}, client: %s", "client", false},
+			{`networks: []`, "server: {name: a}, client: {unauthenticated: true, %s}", "networks", false},
+			{`identities: [foo.example.com]`, "server: {selector: {}}, client: {meshTLS: {%s}}", "identities[0]", false},
+			{`identities: ['*.b.shop.serviceaccount.identity.linkerd.cluster.local']`, "server: {selector: {}}, client: {meshTLS: {%s}}", "identities[0]", false},
+			{`{cidr: 10.0.0.0/8, except: [11.0.0.0/8]}`, "server: {selector: {}}, client: {unauthenticated: true, networks: [%s]}", "except[0]", false},
+		},
+	},
+	{
+		apiVersion: "policy.linkerd.io/v1alpha1", kind: "AuthorizationPolicy", title: "AuthorizationPolicy of Linkerd", of: reflect.TypeFor[linkerd.AuthorizationPolicy](),
+		text: "Authorizes clients of one Server, or of all Servers of its namespace, that have all required authentications. If one of these is not there, nobody is authorized.\n",
+		probes: []probe{
+			{`requiredAuthenticationRefs: []`, "targetRef: {kind: Namespace, name: default}, %s", "requiredAuthenticationRefs", false},
+			{`{kind: Namespace, name: shop}`, "requiredAuthenticationRefs: [{kind: ServiceAccount, name: a}], targetRef: %s", "targetRef.name", false},
+			{`{group: policy.linkerd.io, kind: HTTPRoute, name: a}`, "requiredAuthenticationRefs: [{kind: ServiceAccount, name: a}], targetRef: %s", "targetRef", false},
+			{`{kind: ServiceAccount, name: a}, {kind: ServiceAccount, name: b}`, "targetRef: {kind: Namespace, name: default}, requiredAuthenticationRefs: [%s]", "requiredAuthenticationRefs[1]", false},
+			{`{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: a}`, "targetRef: {kind: Namespace, name: default}, requiredAuthenticationRefs: [%s]", "requiredAuthenticationRefs[0]", false},
+		},
+	},
+	{
+		apiVersion: "policy.linkerd.io/v1alpha1", kind: "MeshTLSAuthentication", of: reflect.TypeFor[linkerd.MeshTLSAuthentication](),
+		text: "Lists identities, for AuthorizationPolicies of any namespace. `ACCOUNT.NAMESPACE.serviceaccount.identity.linkerd.TRUST-DOMAIN` is the SPIFFE ID " +
+			"`spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`, where `cluster.local` means the trust domain of the workload.\n",
+		probes: []probe{
+			{`identities: ['*.local']`, "%s", "identities[0]", false},
+			{`identities: ['*web.shop']`, "%s", "identities[0]", false},
+			{`identities: []`, "%s", "spec", false},
+		},
+	},
+	{
+		apiVersion: "policy.linkerd.io/v1alpha1", kind: "NetworkAuthentication", of: reflect.TypeFor[linkerd.NetworkAuthentication](),
+		text: "Lists networks, for AuthorizationPolicies of any namespace. The address is that of the direct peer.\n",
+		probes: []probe{{`networks: []`, "%s", "networks", false}},
+	},
 }

@@ -29,7 +29,16 @@ const (
 type API struct {
 	Versions []string // the oldest first
 	Kinds    map[string]State
-	Instead  map[string]string // what to do about the kinds that are refused
+	Instead  map[string]string   // what to do about the kinds that are refused
+	Of       map[string][]string // the versions of kinds that have others than the group
+}
+
+// VersionsOf returns the versions of a kind, the oldest first; nil means all.
+func (a *API) VersionsOf(kind string) []string {
+	if versions := a.Of[kind]; versions != nil {
+		return versions
+	}
+	return a.Versions
 }
 
 // The groups of the Gateway API. The second one has what is on trial.
@@ -76,7 +85,7 @@ func Groups() map[string]API {
 	alpha := []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"}
 	groups := map[string]API{
 		"": {Versions: []string{"v1"}, Kinds: enforced("Service")},
-		istio.Group: {[]string{"v1alpha3", "v1beta1", "v1"}, networking, map[string]string{
+		istio.Group: {Versions: []string{"v1alpha3", "v1beta1", "v1"}, Kinds: networking, Instead: map[string]string{
 			"Sidecar":       "remove it: a process reads only what it calls; mesh.WithRegistryOnly is its outboundTrafficPolicy REGISTRY_ONLY",
 			"WorkloadEntry": "list it in the endpoints of a ServiceEntry", "WorkloadGroup": "list its members in the endpoints of a ServiceEntry",
 			"EnvoyFilter": extensions, "ProxyConfig": "remove it: there is no proxy to configure",
@@ -85,12 +94,16 @@ func Groups() map[string]API {
 		istio.TelemetryGroup: {Versions: []string{"v1alpha1", "v1"}, Kinds: enforced("Telemetry")},
 		ExtensionsGroup:      {Instead: map[string]string{"WasmPlugin": extensions, "TrafficExtension": extensions}},
 		linkerd.Group:        {Versions: []string{"v1alpha1", "v1alpha2"}, Kinds: enforced("ServiceProfile")},
-		"policy.linkerd.io": {Instead: map[string]string{
-			"Server": permissions, "ServerAuthorization": permissions, "AuthorizationPolicy": permissions, "MeshTLSAuthentication": permissions,
-			"NetworkAuthentication": permissions, "HTTPRoute": routes, "HTTPLocalRateLimitPolicy": "set RateLimit of mesh.ServerConfig", "EgressNetwork": outside,
-		}},
+		linkerd.PolicyGroup: {
+			Kinds: enforced("Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication", "NetworkAuthentication"),
+			Of: map[string][]string{
+				"Server": {"v1alpha1", "v1beta1", "v1beta2", "v1beta3"}, "ServerAuthorization": {"v1alpha1", "v1beta1"},
+				"AuthorizationPolicy": {"v1alpha1"}, "MeshTLSAuthentication": {"v1alpha1"}, "NetworkAuthentication": {"v1alpha1"},
+			},
+			Instead: map[string]string{"HTTPRoute": routes, "HTTPLocalRateLimitPolicy": "set RateLimit of mesh.ServerConfig", "EgressNetwork": outside},
+		},
 		smi.SplitGroup: {Versions: alpha, Kinds: enforced("TrafficSplit")},
-		smi.SpecsGroup: {alpha, enforced("HTTPRouteGroup"), map[string]string{
+		smi.SpecsGroup: {Versions: alpha, Kinds: enforced("HTTPRouteGroup"), Instead: map[string]string{
 			"TCPRoute": permissions + ", with ports", "UDPRoute": noUDP}},
 		"access.smi-spec.io": {Instead: map[string]string{"TrafficTarget": permissions}},
 		GatewayGroup: {Kinds: map[string]State{"Gateway": Meaningless, "GatewayClass": Meaningless, "ListenerSet": Meaningless, "ReferenceGrant": Meaningless}, Instead: map[string]string{
@@ -98,7 +111,7 @@ func Groups() map[string]API {
 			"BackendTLSPolicy": "set trafficPolicy.tls of a DestinationRule of " + istio.Group,
 		}},
 		TrialGatewayGroup: {Kinds: map[string]State{"XListenerSet": Meaningless, "XMesh": Meaningless}, Instead: map[string]string{"XBackendTrafficPolicy": traffic}},
-		consul.Group:      {[]string{"v1alpha1"}, consuls, maps.Clone(consul.OtherObjects)},
+		consul.Group:      {Versions: []string{"v1alpha1"}, Kinds: consuls, Instead: maps.Clone(consul.OtherObjects)},
 	}
 	for name, group := range groups {
 		if group.Kinds == nil {
@@ -138,7 +151,7 @@ func All() []Kind {
 	for group, api := range Groups() {
 		for name, state := range api.Kinds {
 			if state == Enforced || state == Refused {
-				all = append(all, Kind{group, name, api.Versions, Protects(group, name)})
+				all = append(all, Kind{group, name, api.VersionsOf(name), Protects(group, name)})
 			}
 		}
 	}
@@ -153,7 +166,7 @@ func Protects(group, kind string) bool {
 	switch group {
 	case istio.SecurityGroup, "access.smi-spec.io":
 		return true
-	case "policy.linkerd.io":
+	case linkerd.PolicyGroup:
 		return kind != "HTTPRoute" && kind != "HTTPLocalRateLimitPolicy" && kind != "EgressNetwork"
 	case consul.Group:
 		return kind == "ServiceIntentions"
