@@ -253,7 +253,7 @@ var sections = []section{
 	},
 	{
 		apiVersion: "policy.linkerd.io/v1alpha1", kind: "NetworkAuthentication", of: reflect.TypeFor[linkerd.NetworkAuthentication](),
-		text: "Lists networks, for AuthorizationPolicies of any namespace. The address is that of the direct peer.\n",
+		text:   "Lists networks, for AuthorizationPolicies of any namespace. The address is that of the direct peer.\n",
 		probes: []probe{{`networks: []`, "%s", "networks", false}},
 	},
 }
