@@ -211,7 +211,7 @@ func allOf(name, trustDomain string) (pattern, why string) {
 	rest, identity := strings.CutPrefix(name, "identity.")
 	for _, domain := range []string{LocalTrustDomain, trustDomain} {
 		before, ok := strings.CutSuffix(rest, domain)
-		if ok && (before == "" && !identity || before == "linkerd." || identity && strings.Index(before, ".") == len(before)-1) {
+		if ok && (before == "" && !identity || before == "linkerd." || identity && before != "" && strings.Index(before, ".") == len(before)-1) {
 			return trustDomain + "/ns/*", ""
 		}
 	}
