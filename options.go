@@ -20,7 +20,8 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// Option configures a [Mesh] in [New].
+// Option configures a [Mesh] in [New]. Options that say that they may be given several times add up. Of the others the last one
+// wins; [WithIdentity] and [WithLateIdentity] are one option in this respect.
 type Option func(*options) error
 
 // options collects what the Options of New set.
