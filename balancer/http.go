@@ -90,6 +90,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	host, err := s.balancer.Pick(info)
 	if err != nil {
 		body.CloseRequest(req)
+		if why := s.subscription.Err(); why != nil {
+			return nil, fmt.Errorf("%w of %q: %w", err, req.URL.Hostname(), why)
+		}
 		return nil, fmt.Errorf("%w of %q", err, req.URL.Hostname())
 	}
 	attempts.add(host.ID())

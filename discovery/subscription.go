@@ -100,7 +100,8 @@ func (s *Subscription) answer() (answered bool, news <-chan struct{}, err error)
 	return false, s.watch.newsLocked(), nil
 }
 
-// Err returns the resolver's last error, or nil if a set of endpoints came after it.
+// Err returns the resolver's last error. If a set of endpoints came after it, it returns what is wrong with the first of them
+// that was left out, and nil if none was.
 func (s *Subscription) Err() error {
 	if s.watch == nil {
 		return errClosed

@@ -241,7 +241,7 @@ func rest(n int) time.Duration {
 
 // set takes a set of endpoints. It reports false if the watch has ended.
 func (w *watch) set(endpoints []Endpoint) bool {
-	valid, err := validate(endpoints)
+	valid, errs := validate(endpoints)
 	w.owner.mu.Lock()
 	if w.ended {
 		w.owner.mu.Unlock()
@@ -251,10 +251,13 @@ func (w *watch) set(endpoints []Endpoint) bool {
 	w.version++
 	version := w.version
 	w.lastErr, w.unknown = nil, false
+	if errs != nil {
+		w.lastErr = errs[0]
+	}
 	subs := slices.Clone(w.subs)
 	w.owner.mu.Unlock()
-	if err != nil {
-		w.owner.onError(w.service, err)
+	if errs != nil {
+		w.owner.onError(w.service, errors.Join(errs...))
 	}
 	for _, sub := range subs {
 		sub.deliver(version, valid)

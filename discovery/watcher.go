@@ -111,9 +111,8 @@ func (w *Watcher) removeLocked(gone *watch) {
 }
 
 // validate returns the endpoints that can be dialled, and what is wrong with the others.
-func validate(endpoints []Endpoint) ([]Endpoint, error) {
-	var errs []error
-	valid := endpoints
+func validate(endpoints []Endpoint) (valid []Endpoint, errs []error) {
+	valid = endpoints
 	for i := range endpoints {
 		err := endpoints[i].check()
 		if err != nil {
@@ -125,7 +124,7 @@ func validate(endpoints []Endpoint) ([]Endpoint, error) {
 			valid = append(valid, endpoints[i])
 		}
 	}
-	return valid, errors.Join(errs...)
+	return valid, errs
 }
 
 func (e *Endpoint) check() error {
