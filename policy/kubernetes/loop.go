@@ -284,7 +284,7 @@ func (l *loop) follow(k key, kind kind, how kube.Resource, before *watch) {
 func (l *loop) gone(w *watch) {
 	w.cancel()
 	delete(l.watches, w.key)
-	l.removed(w, len(w.documents), "the kind is not served any more")
+	l.removed(w, len(w.documents), "a kind is not served any more, and its documents are gone")
 	l.dirty = true
 }
 
@@ -300,7 +300,7 @@ func (l *loop) take(w *watch, documents []document, err error) {
 		return
 	}
 	if !w.read.IsZero() && len(documents) == 0 {
-		l.removed(w, len(w.documents), "all were removed")
+		l.removed(w, len(w.documents), "all documents of a kind were removed")
 	}
 	w.documents, w.read, w.err, l.dirty = documents, time.Now(), nil, true
 }

@@ -348,7 +348,7 @@ func TestLoop_AllDocumentsAreRemoved(t *testing.T) {
 		}
 		d.answer("AuthorizationPolicy", "shop", nil)
 		d.want(time.Second, "")
-		if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "all were removed") || !strings.Contains(text, "kind=AuthorizationPolicy namespace=shop documents=3") {
+		if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "all documents of a kind were removed") || !strings.Contains(text, "kind=AuthorizationPolicy namespace=shop documents=3") {
 			t.Errorf("logged is %q, want one line with the kind, the namespace and the number", text)
 		}
 	})
