@@ -28,7 +28,8 @@ import (
 // WithLogger logs to logger, instead of to [slog.Default], what goes wrong outside calls: documents that are refused or have
 // warnings, ejections and those that maxEjectionPercent withholds, circuits, refused connections, and failures of discovery and of the
 // identity of the process. It is logged whether or not an [Observer] is told of it, since most observers only count. A logger with
-// [slog.DiscardHandler] is silent.
+// [slog.DiscardHandler] is silent. Parts that the program makes itself may have loggers of their own, as the Feed of
+// policy/kubernetes and the registration of discovery/consul have.
 func WithLogger(logger *slog.Logger) Option {
 	return func(o *options) error {
 		if logger == nil {
