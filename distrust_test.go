@@ -230,3 +230,42 @@ func TestHandshakesThatAreCutOff(t *testing.T) {
 		})
 	}
 }
+
+// An endpoint that is not trusted any more does not take what it has got for the whole, even if messages of its protocol end with the connection.
+func TestPartsAreNotTakenForTheWholeByEndpoints(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	expires := time.Now().Add(time.Hour)
+	certificate, authority := issueUnder(t, "raw", expires, expires)
+	ended := make(chan error, 1)
+	ln := tls.NewListener(rawtest.Listen(t), &tls.Config{ClientAuth: tls.RequireAnyClientCert, Certificates: []tls.Certificate{certificate}})
+	rawtest.Serve(t, ln, func(conn net.Conn) {
+		io.CopyN(conn, conn, 1)
+		_, err := conn.Read(make([]byte, 1))
+		ended <- err
+	})
+	e := endpointOf(t, ln.Addr().String())
+	e.ServiceAccount = "raw"
+	w.registry.Set("raw", e)
+
+	source, inForce := make(lateSource, 1), make(chan *tlsid.Identity, 2)
+	source <- w.trusts(t, authority)
+	m := w.member(t, "order-service", strict, mesh.WithIdentity(source), mesh.WithObserver(mesh.Observer{
+		Identity: func(id *tlsid.Identity, _ error) { inForce <- id },
+	}))
+	<-inForce
+	conn, err := m.DialContext(t.Context(), "tcp", "raw:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "x")
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	source <- w.trusts(t)
+	<-inForce
+	if err := <-ended; err == nil || err == io.EOF {
+		t.Errorf("the endpoint reads %v, as if that were all", err)
+	}
+}

@@ -63,8 +63,16 @@ func Reset(conn net.Conn) error {
 	if secure, ok := conn.(*tls.Conn); ok {
 		conn = secure.NetConn()
 	}
-	if tcp, ok := conn.(interface{ SetLinger(int) error }); ok {
-		_ = tcp.SetLinger(0)
+	for layer := conn; layer != nil; {
+		if tcp, ok := layer.(interface{ SetLinger(int) error }); ok {
+			_ = tcp.SetLinger(0)
+			break
+		}
+		wrapper, ok := layer.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		layer = wrapper.NetConn()
 	}
 	return conn.Close()
 }
