@@ -63,6 +63,12 @@ func uniqueAddr(addr net.Addr) net.Addr {
 	return &localAddr{addr}
 }
 
+// address sets the address by which the connection is known, and returns the network of its peer.
+func (c *conn) address() netip.Addr {
+	c.local = uniqueAddr(c.Conn.LocalAddr())
+	return networkOf(c.Conn.RemoteAddr())
+}
+
 // LocalAddr implements net.Conn.
 func (c *conn) LocalAddr() net.Addr { return c.local }
 

@@ -25,7 +25,8 @@ import (
 //
 // A TLS connection is returned by Accept as a bare *tls.Conn with its handshake done, so that net/http sets Request.TLS and
 // speaks HTTP/2. A wrapper around the Listener, such as netutil.LimitListener, takes that away: wrap the inner listener.
-// Handshakes run concurrently with Accept, so a slow one does not delay the others.
+// Handshakes run concurrently with Accept, so a slow one does not delay the others. Neither does a connection of an inner listener for the
+// PROXY protocol whose peer is slow to say where it comes from.
 //
 // A TLS connection lives at most as long as the two leaf certificates it was made with, and what [ListenerConfig].Peer says: at the first
 // expiry it is closed, without the close_notify of TLS, since what was sent over it may be a part.

@@ -452,21 +452,24 @@ func TestListener_SilentConnectionsMakeRoom(t *testing.T) {
 
 // Who has one IPv6 address has 2^64 of them.
 func TestListener_CapPerIPv6Network(t *testing.T) {
-	refused := newRefusals()
-	_, inner, _ := listenPipes(t, tlsid.ListenerConfig{Mode: always(tlsid.Strict), MaxPendingPerIP: 2, Refused: refused.note})
-	from := func(address string) {
-		t.Helper()
-		near, far := net.Pipe()
-		t.Cleanup(func() { near.Close() })
-		inner.conns <- fromIP{far, &net.TCPAddr{IP: net.ParseIP(address), Port: 1}}
-	}
-	for _, address := range []string{"2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "10.0.0.1", "10.0.0.2"} {
-		from(address)
-	}
-	from("2001:db8::ffff:3")
-	if r := refused.next(t); !errors.Is(r.Err, tlsid.ErrTooManyPending) || !strings.Contains(r.RemoteAddr.String(), "ffff:3") {
-		t.Errorf("refusal %+v, want that of the third of a network", r)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		refused := newRefusals()
+		_, inner, _ := listenPipes(t, tlsid.ListenerConfig{Mode: always(tlsid.Strict), MaxPendingPerIP: 2, Refused: refused.note})
+		from := func(address string) {
+			t.Helper()
+			near, far := net.Pipe()
+			t.Cleanup(func() { near.Close() })
+			inner.conns <- fromIP{far, &net.TCPAddr{IP: net.ParseIP(address), Port: 1}}
+		}
+		for _, address := range []string{"2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "10.0.0.1", "10.0.0.2"} {
+			from(address)
+		}
+		synctest.Wait()
+		from("2001:db8::ffff:3")
+		if r := <-refused.came; !errors.Is(r.Err, tlsid.ErrTooManyPending) || !strings.Contains(r.RemoteAddr.String(), "ffff:3") {
+			t.Errorf("refusal %+v, want that of the third of a network", r)
+		}
+	})
 }
 
 // fromIP is a connection from an IP address.
@@ -476,6 +479,85 @@ type fromIP struct {
 }
 
 func (c fromIP) RemoteAddr() net.Addr { return c.remote }
+
+// behindProxy is a connection whose peer first says where it comes from, in a byte: a PROXY protocol in small.
+type behindProxy struct {
+	net.Conn
+	header sync.Once
+	from   byte
+}
+
+func (c *behindProxy) read() {
+	c.header.Do(func() {
+		var b [1]byte
+		io.ReadFull(c.Conn, b[:])
+		c.from = b[0]
+	})
+}
+
+func (c *behindProxy) LocalAddr() net.Addr {
+	c.read()
+	return pipeAddr("listener")
+}
+
+func (c *behindProxy) RemoteAddr() net.Addr {
+	c.read()
+	return &net.TCPAddr{IP: net.IPv4(10, 0, 0, c.from), Port: 1}
+}
+
+func (c *behindProxy) Read(b []byte) (int, error) {
+	c.read()
+	return c.Conn.Read(b)
+}
+
+// A listener for the PROXY protocol finds out where a connection comes from when it is asked. Peers that do not say so delay nobody, have no
+// more time than others, and count as coming from where they say.
+func TestListener_WaitsForAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mode := tlsid.Permissive
+		refused := newRefusals()
+		l, inner, accepted := listenPipes(t, tlsid.ListenerConfig{
+			Mode: func() tlsid.Mode { return mode }, HandshakeTimeout: time.Second, MaxPendingPerIP: 2, Refused: refused.note,
+		})
+		dial := func(says string) net.Conn {
+			client, server := net.Pipe()
+			t.Cleanup(func() { client.Close() })
+			inner.conns <- &behindProxy{Conn: server}
+			go io.WriteString(client, says)
+			synctest.Wait()
+			return client
+		}
+		dial("") // never says anything
+		dial("\x01hello")
+		if from := (<-accepted).RemoteAddr().String(); from != "10.0.0.1:1" {
+			t.Errorf("a connection is from %s, want that of its header", from)
+		}
+		dial("\x02")
+		dial("\x02")
+		refused.none(t)
+		dial("\x02")
+		if r := <-refused.came; !errors.Is(r.Err, tlsid.ErrTooManyPending) || r.RemoteAddr.String() != "10.0.0.2:1" {
+			t.Errorf("%v was refused for %v, want the third of 10.0.0.2", r.RemoteAddr, r.Err)
+		}
+		time.Sleep(time.Second)
+		for range 3 {
+			if r := <-refused.came; !errors.Is(r.Err, os.ErrDeadlineExceeded) {
+				t.Errorf("%v was refused for %v, want that it was too slow", r.RemoteAddr, r.Err)
+			}
+		}
+
+		mode = tlsid.Disable
+		slow := dial("\x03")
+		c := <-accepted
+		time.Sleep(time.Hour)
+		go io.WriteString(slow, "late")
+		if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+			t.Errorf("under DISABLE a slow client is read with %v", err)
+		}
+		dial("") // is waited for as the listener is closed
+		l.Close()
+	})
+}
 
 // The connection of a request is known by its address, also where a wrapper hides what it is.
 func TestListener_Conn(t *testing.T) {

@@ -16,29 +16,13 @@ import (
 
 // take starts handling a new connection, if there is room for it.
 func (l *Listener) take(inner net.Conn) {
-	c := &conn{Conn: inner, listener: l, local: uniqueAddr(inner.LocalAddr())}
-	ip := networkOf(inner.RemoteAddr())
-	var full error
-	var evicted *conn
-	l.mu.Lock()
-	switch {
-	case l.down:
-		full = net.ErrClosed
-	case ip.IsValid() && l.config.MaxPendingPerIP > 0 && l.perIP[ip] >= l.config.MaxPendingPerIP:
-		full = fmt.Errorf("%w: %d from %s", ErrTooManyPending, l.config.MaxPendingPerIP, ip)
-	case l.config.MaxPending > 0 && len(l.pending) >= l.config.MaxPending:
-		if evicted = l.evictLocked(); evicted == nil {
-			full = l.tooMany()
-		}
+	due := time.Now().Add(l.config.HandshakeTimeout)
+	c := &conn{Conn: inner, listener: l}
+	switch inner.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		c.ip = c.address()
 	}
-	if full == nil {
-		c.ip = ip
-		c.waits = l.silent.PushBack(c)
-		l.pending[c] = struct{}{}
-		l.perIP[ip]++
-		l.running.Add(1)
-	}
-	l.mu.Unlock()
+	full, evicted := l.enter(c)
 	if evicted != nil {
 		evicted.Conn.Close() // which ends its goroutine
 	}
@@ -51,7 +35,7 @@ func (l *Listener) take(inner net.Conn) {
 	}
 	go func() {
 		defer l.running.Done()
-		refusal := l.admit(c)
+		refusal := l.admit(c, due)
 		if evicted := l.release(c); evicted && refusal.Err != nil {
 			refusal.Err = l.tooMany()
 		}
@@ -59,6 +43,61 @@ func (l *Listener) take(inner net.Conn) {
 			l.refuse(refusal)
 		}
 	}()
+}
+
+// enter makes a connection one of the pending ones, or returns why there is no room for it. Another one that has to make room is evicted: the
+// caller closes it.
+func (l *Listener) enter(c *conn) (full error, evicted *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.down {
+		return net.ErrClosed, nil
+	}
+	if err := l.crowdedLocked(c.ip); err != nil {
+		return err, nil
+	}
+	if l.config.MaxPending > 0 && len(l.pending) >= l.config.MaxPending {
+		if evicted = l.evictLocked(); evicted == nil {
+			return l.tooMany(), nil
+		}
+	}
+	c.waits = l.silent.PushBack(c)
+	l.pending[c] = struct{}{}
+	l.perIP[c.ip]++
+	l.running.Add(1)
+	return nil, evicted
+}
+
+// crowdedLocked returns an error if there is no room for another connection from a network.
+func (l *Listener) crowdedLocked(ip netip.Addr) error {
+	if most := l.config.MaxPendingPerIP; ip.IsValid() && most > 0 && l.perIP[ip] >= most {
+		return fmt.Errorf("%w: %d from %s", ErrTooManyPending, most, ip)
+	}
+	return nil
+}
+
+// locate finds out where a pending connection comes from, if take did not. A connection that wraps one of package net may have to read that
+// from its peer, as with the PROXY protocol, so this must not delay others.
+func (l *Listener) locate(c *conn, due time.Time) error {
+	if c.local != nil {
+		return nil
+	}
+	if err := c.SetDeadline(due); err != nil {
+		return err
+	}
+	ip := c.address()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.evicted {
+		return net.ErrClosed
+	}
+	if err := l.crowdedLocked(ip); err != nil {
+		return err
+	}
+	l.leaveLocked(c.ip)
+	c.ip = ip
+	l.perIP[ip]++
+	return c.SetDeadline(time.Time{})
 }
 
 func (l *Listener) tooMany() error {
@@ -101,8 +140,12 @@ func (l *Listener) release(c *conn) (evicted bool) {
 func (l *Listener) releaseLocked(c *conn) {
 	l.settleLocked(c)
 	delete(l.pending, c)
-	if l.perIP[c.ip]--; l.perIP[c.ip] == 0 {
-		delete(l.perIP, c.ip)
+	l.leaveLocked(c.ip)
+}
+
+func (l *Listener) leaveLocked(ip netip.Addr) {
+	if l.perIP[ip]--; l.perIP[ip] == 0 {
+		delete(l.perIP, ip)
 	}
 }
 
@@ -121,9 +164,12 @@ func (l *Listener) settleLocked(c *conn) {
 
 // admit makes the connection ready for Accept, or closes it and returns why. Connections that Close cuts do not count as
 // refused.
-func (l *Listener) admit(c *conn) Refusal {
+func (l *Listener) admit(c *conn, due time.Time) Refusal {
+	err := l.locate(c, due)
 	mode := l.config.Mode()
-	err := l.secure(c, mode)
+	if err == nil {
+		err = l.secure(c, mode, due)
+	}
 	if err == nil {
 		l.keep(c)
 		// After keep, so that a mode that changes now is seen here or by Recheck.
@@ -168,11 +214,11 @@ func (l *Listener) refuse(r Refusal) {
 const recordHandshake = 0x16 // the type of the TLS record that a ClientHello comes in
 
 // secure finds out what the client speaks and does the handshake if it is TLS.
-func (l *Listener) secure(c *conn, mode Mode) error {
+func (l *Listener) secure(c *conn, mode Mode, due time.Time) error {
 	if mode == Disable {
 		return nil
 	}
-	if err := c.SetDeadline(time.Now().Add(l.config.HandshakeTimeout)); err != nil {
+	if err := c.SetDeadline(due); err != nil {
 		return err
 	}
 	if _, err := io.ReadFull(c.Conn, c.first[:]); err != nil {
