@@ -126,6 +126,7 @@ func (c *conn) retire() {
 		return
 	}
 	l.mu.Unlock()
+	c.reset()
 	c.Close() // without TLS's close_notify: what was sent may be a part, and the peer need not read
 }
 

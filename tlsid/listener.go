@@ -29,7 +29,7 @@ import (
 // PROXY protocol whose peer is slow to say where it comes from.
 //
 // A TLS connection lives at most as long as the two leaf certificates it was made with, and what [ListenerConfig].Peer says: at the first
-// expiry it is closed, without the close_notify of TLS, since what was sent over it may be a part.
+// expiry it is reset, without the close_notify of TLS, since what was sent over it may be a part.
 // Shortly before, from the last tenth or twentieth of its life (drawn at random, so that not all clients reconnect at
 // once; one minute at most), it is Retiring.
 //

@@ -693,6 +693,8 @@ func TestListener_CloseBeforeAccept(t *testing.T) {
 
 // pipes is a listener for connections in memory.
 type pipes struct {
+	resets atomic.Int64
+
 	conns  chan net.Conn
 	errs   chan error
 	closed chan struct{}
@@ -726,6 +728,14 @@ func (a pipeAddr) String() string { return string(a) }
 type named struct {
 	net.Conn
 	remote pipeAddr
+	resets *atomic.Int64
+}
+
+func (n named) SetLinger(sec int) error {
+	if sec == 0 {
+		n.resets.Add(1)
+	}
+	return nil
 }
 
 func (n named) LocalAddr() net.Addr  { return pipeAddr("listener") }
@@ -736,7 +746,7 @@ var dialed atomic.Int64
 func (p *pipes) dial(t testing.TB) net.Conn {
 	client, server := net.Pipe()
 	t.Cleanup(func() { client.Close() })
-	p.conns <- named{server, pipeAddr(fmt.Sprint("client ", dialed.Add(1)))}
+	p.conns <- named{server, pipeAddr(fmt.Sprint("client ", dialed.Add(1))), &p.resets}
 	return client
 }
 
@@ -1025,6 +1035,9 @@ func TestConnectionsEndWithTheirCertificates(t *testing.T) {
 						}
 						if err := <-read; !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.ErrClosedPipe) {
 							t.Errorf("the server reads %v, want that the connection is closed", err)
+						}
+						if n := inner.resets.Load(); n != 1 {
+							t.Errorf("%d resets, want one: over TCP, the client would take what it has got for all", n)
 						}
 					})
 				})
