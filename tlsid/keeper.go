@@ -1,6 +1,7 @@
 package tlsid
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -31,6 +32,8 @@ type Keeper struct {
 	done   chan struct{} // closed when no goroutine is left
 
 	state atomic.Pointer[state] // never nil
+
+	expired *Identity // whose expiry was reported; only for the keeper's goroutine
 }
 
 // state is what is known at one time. It is immutable.
@@ -53,7 +56,8 @@ func newState(identity *Identity, last error) *state {
 // Keep starts keeping the identity of source. It does not wait for the first: [Keeper.Wait] does. The caller closes the
 // keeper.
 //
-// An identity that is not valid yet comes into force when it is; one that has expired is refused. Keep panics if source is nil.
+// An identity that is not valid yet comes into force when it is; one that has expired is refused, unless the clock is set back so that it is valid.
+// Keep panics if source is nil.
 func Keep(source Source, hooks Hooks) *Keeper {
 	if source == nil {
 		panic("tlsid: Keep: the source is nil") // here, since nobody could recover from a panic of the goroutine below
@@ -175,20 +179,12 @@ func (k *Keeper) run(ctx context.Context, source Source) {
 	alarm := time.NewTimer(time.Hour)
 	defer alarm.Stop()
 	incoming := (<-chan update)(updates) // nil once the source has ended
-	var next *Identity                   // has come, but is not valid yet
+	var next *Identity                   // has come, but is not valid by the clock
 	for {
-		current, now := k.state.Load().identity, time.Now()
-		var wake time.Time
-		if current != nil && !now.After(current.notAfter) {
-			wake = current.notAfter.Add(1)
-		}
-		if next != nil && (wake.IsZero() || next.notBefore.Before(wake)) {
-			wake = next.notBefore
-		}
-		if wake.IsZero() {
+		if wait := k.alarm(next, time.Now()); wait < 0 {
 			alarm.Stop()
 		} else {
-			alarm.Reset(wake.Sub(now))
+			alarm.Reset(wait)
 		}
 
 		select {
@@ -213,22 +209,46 @@ func (k *Keeper) run(ctx context.Context, source Source) {
 	}
 }
 
-// wake puts next in force if its time has come. Otherwise it returns next, and reports whether the identity in force has expired. The clock
-// may have been set back since the alarm was set, so that neither is the case.
+// look is how often the clock is looked at while an identity is not valid by it. Whoever sets a wrong clock right tells nobody.
+const look = 10 * time.Second
+
+// alarm returns after how long wake is to be called, or -1 if it need not be. next is an identity that has come, but is not valid now; nil if there
+// is none.
+func (k *Keeper) alarm(next *Identity, now time.Time) time.Duration {
+	wait := time.Duration(-1)
+	if current := k.state.Load().identity; current != nil && !now.After(current.notAfter) {
+		wait = current.notAfter.Sub(now) + 1
+	}
+	if next == nil {
+		return wait
+	}
+	until := look
+	if early := next.notBefore.Sub(now); early > 0 {
+		until = min(early, look)
+	}
+	if wait < 0 {
+		return until
+	}
+	return min(wait, until)
+}
+
+// wake puts next in force if it is valid now. Otherwise it returns next, and reports, once, whether the identity in force has expired. The clock
+// may have been set since the alarm was set, so that neither is the case.
 func (k *Keeper) wake(next *Identity, now time.Time) *Identity {
-	if next != nil && !now.Before(next.notBefore) {
+	if next != nil && next.valid(now) == nil {
 		return k.take(next, nil)
 	}
-	if current := k.state.Load().identity; current != nil {
+	if current := k.state.Load().identity; current != nil && current != k.expired {
 		if err := current.valid(now); err != nil {
+			k.expired = current
 			k.fail(err)
 		}
 	}
 	return next
 }
 
-// take puts an identity in force if it is valid now. It returns the identity that is to be in force later: this one if it is not valid yet, and
-// still pending if this one has expired.
+// take puts an identity in force if it is valid now. It returns the identity that is to be in force later: this one if it is not valid yet; and
+// if this one has expired, still pending, or this one if there is no other, since the clock may be wrong.
 func (k *Keeper) take(identity, pending *Identity) (next *Identity) {
 	before := k.state.Load()
 	var early *NotYetValidError
@@ -238,6 +258,9 @@ func (k *Keeper) take(identity, pending *Identity) (next *Identity) {
 		return identity
 	case err != nil:
 		k.fail(err)
+		if _, none := before.at(time.Now()); none != nil {
+			return cmp.Or(pending, identity)
+		}
 		return pending
 	case identity.equal(before.identity):
 		if before.last != nil {
