@@ -87,10 +87,13 @@ func (o *outliers) readmit(b *Balancer) {
 	}
 }
 
-// updated forgets the hosts that take no calls after an Update.
+// updated forgets the hosts that take no calls after an Update. A readmission during the Update may not have known of new ones yet.
 func (o *outliers) updated(hosts, removed []*Host) {
 	for _, list := range [][]*Host{hosts, removed} {
 		for _, h := range list {
+			if h.state.Load()&outlying != 0 {
+				o.ejected.Store(true)
+			}
 			if !h.TakesCalls() {
 				o.forget(h.id)
 			}

@@ -181,3 +181,30 @@ func TestOutlierReadmits(t *testing.T) {
 		}
 	})
 }
+
+// A new endpoint that is ejected is readmitted later, even if picks look for endpoints to readmit just before it is in the set.
+func TestOutlierReadmitsWhatIsNewMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := endpoints(2)
+		o := &told{ejected: map[string]bool{set[1].ID(): true}}
+		var b *balancer.Balancer
+		b, err := balancer.New(balancer.Config{}, balancer.Hooks{Outlier: o, Attach: func(h *balancer.Host) any {
+			if h.ID() == set[1].ID() {
+				time.Sleep(time.Second)
+				pick(t, b, balancer.PickInfo{}).Release(0, false)
+			}
+			return nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Update(set[:1])
+		b.Update(set)
+		delete(o.ejected, set[1].ID())
+		time.Sleep(time.Second)
+		pick(t, b, balancer.PickInfo{}).Release(0, false)
+		if b.Hosts()[1].Ejected() {
+			t.Error("the endpoint stays ejected for good")
+		}
+	})
+}
