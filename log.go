@@ -17,6 +17,7 @@ import (
 
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/findings"
 	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/policy"
@@ -91,10 +92,19 @@ func briefly(err error) error {
 	return fmt.Errorf("%w\nand %d more, see mesh check", all[:mostErrors], len(all)-mostErrors)
 }
 
+// discreet returns what is logged of an error: the error, or its text if that has to be without the credentials and queries of URLs in it.
+func discreet(err error) any {
+	text := err.Error()
+	if clean := field.Discreet(text); clean != text {
+		return clean
+	}
+	return err
+}
+
 func (j *journal) policyLoad(load PolicyLoad) {
 	if load.remark {
 		for _, f := range load.Findings {
-			j.to().Warn("mesh: document", "finding", f.String())
+			j.to().Warn("mesh: document", "finding", field.Discreet(f.String()))
 		}
 		return
 	}
@@ -123,7 +133,7 @@ func (j *journal) policyLoad(load PolicyLoad) {
 	case load.Err != nil && begun && load.Version == "":
 		log.Error("mesh: documents cannot be read, the last good ones stay in force", "load", load.Number, "error", load.Err)
 	case load.Err != nil && begun:
-		log.Error("mesh: documents are refused, the last good ones stay in force", "load", load.Number, "version", load.Version, "error", briefly(load.Err))
+		log.Error("mesh: documents are refused, the last good ones stay in force", "load", load.Number, "version", load.Version, "error", discreet(briefly(load.Err)))
 	case again:
 		log.Info("mesh: the documents are good again, and in force", "load", load.Number, "version", load.Version)
 	}
@@ -132,7 +142,7 @@ func (j *journal) policyLoad(load PolicyLoad) {
 			log.Warn("mesh: documents: more warnings, see mesh check", "count", len(warnings)-i)
 			break
 		}
-		log.Warn("mesh: document", "finding", warning)
+		log.Warn("mesh: document", "finding", field.Discreet(warning))
 	}
 }
 
@@ -163,7 +173,7 @@ func (j *journal) refusals(load PolicyLoad) {
 			break
 		}
 		log.Error("mesh: a document is refused, the others take effect", "document", cmp.Or(documentOf(f), f.File),
-			"inForce", f.InForce, "since", f.Since, "finding", f.String())
+			"inForce", f.InForce, "since", f.Since, "finding", field.Discreet(f.String()))
 	}
 	for i, name := range ended {
 		if i == mostWarnings {
@@ -223,7 +233,7 @@ var ownPort = regexp.MustCompile(`:[0-9]+->`)
 
 func (j *journal) discoveryFailed(service discovery.Service, err error) {
 	if !j.again(service.Host + ": " + ownPort.ReplaceAllString(err.Error(), "->")) { // each connection has a port of its own
-		j.to().Warn("mesh: discovery failed, the last endpoints stay", "service", service.Host, "error", err)
+		j.to().Warn("mesh: discovery failed, the last endpoints stay", "service", service.Host, "error", discreet(err))
 	}
 }
 
@@ -244,7 +254,7 @@ func (j *journal) again(text string) bool {
 
 func (j *journal) identity(_ *tlsid.Identity, err error) {
 	if err != nil {
-		j.to().Error("mesh: no new identity", "error", err)
+		j.to().Error("mesh: no new identity", "error", discreet(err))
 	}
 }
 
@@ -261,11 +271,11 @@ func (j *journal) keys(state jwt.State) {
 	j.mu.Unlock()
 	switch {
 	case now && !before && state.Keys == 0:
-		j.to().Error("mesh: there are no keys to verify tokens with: tokens are refused", "uri", state.Source.URI, "error", state.Err)
+		j.to().Error("mesh: there are no keys to verify tokens with: tokens are refused", "uri", field.Discreet(state.Source.URI), "error", discreet(state.Err))
 	case now && !before:
-		j.to().Warn("mesh: no new keys to verify tokens with, the last ones stay in force", "uri", state.Source.URI, "error", state.Err)
+		j.to().Warn("mesh: no new keys to verify tokens with, the last ones stay in force", "uri", field.Discreet(state.Source.URI), "error", discreet(state.Err))
 	case before && !now:
-		j.to().Info("mesh: the keys to verify tokens with are fetched again", "uri", state.Source.URI)
+		j.to().Info("mesh: the keys to verify tokens with are fetched again", "uri", field.Discreet(state.Source.URI))
 	}
 }
 

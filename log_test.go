@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
@@ -482,4 +484,33 @@ func TestLog_EjectionWithheldFromTheLast(t *testing.T) {
 			t.Errorf("logged %q, want %q", got, message)
 		}
 	})
+}
+
+// TestLog_Credentials: what is logged of the URL of a key set, and of errors about it, holds no key of its own.
+func TestLog_Credentials(t *testing.T) {
+	rules := func(uri string) string {
+		return "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: users, namespace: default}\n" +
+			"spec: {jwtRules: [{issuer: i, jwksUri: \"" + uri + "\"}]}\n"
+	}
+	var r record
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	m := newMesh(t, rules(keys.URL+"/keys?key=query-secret"), mesh.WithLogger(r.logger()))
+	defer keys.Close()
+	logged := ""
+	await.True(t, "the failure of the fetch is logged", func() bool {
+		logged += r.take()
+		return strings.Contains(logged, "418")
+	})
+	if err := m.Apply(yaml(rules("ftp://user:pass-secret@a/keys?key=query-secret"))...); err == nil {
+		t.Fatal("keys over FTP are accepted")
+	}
+	logged += r.take()
+	for _, want := range []string{"/keys?…", "ftp://a/keys"} {
+		if !strings.Contains(logged, want) {
+			t.Errorf("%q is not logged:\n%s", want, logged)
+		}
+	}
+	if strings.Contains(logged, "secret") {
+		t.Errorf("a secret is logged:\n%s", logged)
+	}
 }

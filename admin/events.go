@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/findings"
 	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/policy"
@@ -155,7 +156,7 @@ func (c *collector) policyLoad(l mesh.PolicyLoad) {
 			k.Omitted = len(all) - mostFindings
 			break
 		}
-		f.Message, f.Field = cut(discreet(f.Message), longestText), cut(f.Field, longestPath)
+		f.Message, f.Field = cut(field.Discreet(f.Message), longestText), cut(f.Field, longestPath)
 		k.Findings = append(k.Findings, f)
 	}
 	c.loads.add(k)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
@@ -248,25 +249,25 @@ func (c *collector) report(name string, s *mesh.Status, now time.Time) *report {
 // status adds the parts of a status that are about the process.
 func (r *report) status(s *mesh.Status) {
 	for _, why := range s.NotReady {
-		r.NotReady = append(r.NotReady, discreet(why))
+		r.NotReady = append(r.NotReady, field.Discreet(why))
 	}
 	d := s.Documents
 	r.Documents = documents{Number: d.Number, Version: d.Version, Loaded: d.Loaded.UTC(), Count: d.Count}
 	if d.Refused.Number > d.Number {
-		r.Documents.Refused = &refused{d.Refused.Number, d.Refused.At.UTC(), discreet(d.Refused.Error)}
+		r.Documents.Refused = &refused{d.Refused.Number, d.Refused.At.UTC(), field.Discreet(d.Refused.Error)}
 	}
 	r.Documents.Alone, r.Documents.AloneOmitted = make([]aloneOf, len(d.Alone)), d.AloneOmitted
 	for i, of := range d.Alone {
-		r.Documents.Alone[i] = aloneOf{of.Document, of.File, discreet(of.Error), of.InForce, of.Since.UTC()}
+		r.Documents.Alone[i] = aloneOf{of.Document, of.File, field.Discreet(of.Error), of.InForce, of.Since.UTC()}
 	}
 	if id := s.Identity; id.ID != "" || id.Error != "" {
-		r.Identity = &identity{ID: id.ID, Expires: id.Expires.UTC(), Error: discreet(id.Error)}
+		r.Identity = &identity{ID: id.ID, Expires: id.Expires.UTC(), Error: field.Discreet(id.Error)}
 		for _, t := range id.Trusted {
 			r.Identity.Trusted = append(r.Identity.Trusted, trustedFor{t.Domain, t.Authorities, t.Expires.UTC()})
 		}
 	}
 	for _, k := range s.Keys {
-		r.Keys = append(r.Keys, keySet{discreet(k.URI), k.Keys, k.Fetched.UTC(), discreet(k.Error), k.Skipped, k.SkipReason})
+		r.Keys = append(r.Keys, keySet{field.Discreet(k.URI), k.Keys, k.Fetched.UTC(), field.Discreet(k.Error), k.Skipped, k.SkipReason})
 	}
 	r.Routes = make([]routeOf, len(s.Routes))
 	for i, from := range s.Routes {
