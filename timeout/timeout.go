@@ -51,7 +51,7 @@ const (
 	SendIdle = Kind(deadline.SendIdle) // the server read nothing more of a request body for five minutes; see Config.Request
 )
 
-// String returns the name of the limit, such as "request timeout".
+// String returns the name of the limit, such as "request timeout", and "none" for the zero value.
 func (k Kind) String() string {
 	return deadline.Kind(k).String()
 }

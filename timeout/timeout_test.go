@@ -131,7 +131,6 @@ func TestLimits(t *testing.T) {
 func TestErrorSaysWhoseTimeoutItWas(t *testing.T) {
 	for kind, word := range map[timeout.Kind]string{
 		timeout.Request: "request timeout", timeout.PerTry: "per-try timeout", timeout.BodyIdle: "body idle timeout",
-		0: "timeout",
 	} {
 		var err error = &deadline.Error{Kind: deadline.Kind(kind), Limit: 1500 * time.Millisecond}
 		wrapped := &url.Error{Op: "Get", URL: "http://service/", Err: err}
@@ -143,6 +142,12 @@ func TestErrorSaysWhoseTimeoutItWas(t *testing.T) {
 		if !strings.Contains(err.Error(), word) || !strings.Contains(err.Error(), "1.5s") || kind.String() != word {
 			t.Errorf("%q does not say %q and how long", err, word)
 		}
+	}
+}
+
+func TestNoLimitIsNoTimeout(t *testing.T) {
+	if kind, _ := timeout.Exceeded(context.DeadlineExceeded); kind.String() != "none" {
+		t.Errorf("the limit that a caller's deadline exceeds is %q", kind)
 	}
 }
 

@@ -27,9 +27,11 @@ const sendIdle = 5 * time.Minute
 // stall is the error of SendIdle.
 var stall = &Error{Kind: SendIdle, Limit: sendIdle}
 
-// String returns the name of the limit.
+// String returns the name of the limit, and "none" for the zero value.
 func (k Kind) String() string {
 	switch k {
+	case 0:
+		return "none"
 	case Request:
 		return "request timeout"
 	case PerTry:
