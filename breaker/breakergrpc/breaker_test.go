@@ -359,28 +359,40 @@ func TestStreamEndedByAnInterceptor(t *testing.T) {
 	}
 }
 
-// TestMessagesThatCannotBeEncodedDoNotCount: gRPC gives them the status of a server that is broken.
-func TestMessagesThatCannotBeEncodedDoNotCount(t *testing.T) {
-	var code atomic.Uint32
-	var calls atomic.Int32
-	circuits := &breakergrpc.Client{Config: breaker.Config{ConsecutiveFailures: 2}}
-	client, stop := grpctest.Connect(t, switchable(&code, &calls), circuits.DialOptions()...)
-	defer stop()
-	bad := &grpctest.Request{ResponseStatus: &grpc_testing.EchoStatus{Message: "no UTF-8: \xff"}}
-	for range 3 {
-		if _, err := client.UnaryCall(t.Context(), bad); status.Code(err) != codes.Internal {
-			t.Fatalf("%v, want Internal", err)
+// TestMessagesThatCannotBeSentDoNotCount: gRPC gives them the status of a server that cannot send its reply.
+func TestMessagesThatCannotBeSentDoNotCount(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		code codes.Code
+		bad  *grpctest.Request
+	}{
+		{"not to be encoded", codes.Internal, &grpctest.Request{ResponseStatus: &grpc_testing.EchoStatus{Message: "no UTF-8: \xff"}}},
+		{"too large", codes.ResourceExhausted, &grpctest.Request{Payload: &grpc_testing.Payload{Body: make([]byte, 100)}}},
+	} {
+		for _, all := range []bool{false, true} { // whether all errors are failures
+			var code atomic.Uint32
+			var calls atomic.Int32
+			circuits := &breakergrpc.Client{Config: breaker.Config{ConsecutiveFailures: 2}}
+			if all {
+				circuits.IsFailure = func(err error) bool { return status.Code(err) != codes.OK }
+			}
+			client, stop := grpctest.Connect(t, switchable(&code, &calls),
+				append(circuits.DialOptions(), grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(16)))...)
+			code.Store(uint32(codes.Internal))
+			_ = unary(t.Context(), client)
+			for range 3 {
+				if _, err := client.UnaryCall(t.Context(), test.bad); status.Code(err) != test.code {
+					t.Fatalf("%s: %v, want %v", test.name, err, test.code)
+				}
+			}
+			if err := unary(t.Context(), client); errors.Is(err, breaker.ErrOpen) {
+				t.Errorf("%s: the circuit is open after one failure of the server", test.name)
+			}
+			if err := unary(t.Context(), client); !errors.Is(err, breaker.ErrOpen) {
+				t.Errorf("%s: %v, want a circuit that is open after two failures of the server and no success", test.name, err)
+			}
+			stop()
 		}
-	}
-	if err := unary(t.Context(), client); err != nil {
-		t.Fatal(err)
-	}
-	code.Store(uint32(codes.Internal))
-	for range 3 {
-		_ = unary(t.Context(), client)
-	}
-	if n := calls.Load(); n != 3 {
-		t.Errorf("%d calls, want 3: one that went well, and two that opened the circuit", n)
 	}
 }
 

@@ -8,6 +8,7 @@ package breakergrpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -72,7 +73,7 @@ func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *g
 	result := breaker.Failure // if the invoker panics or exits
 	defer func() { lease.Done(result) }()
 	err = invoker(ctx, method, req, reply, cc, opts...)
-	if unencodable(req, opts, err) {
+	if unsendable(req, opts, err) {
 		result = breaker.Ignored
 		return err
 	}
@@ -80,10 +81,16 @@ func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *g
 	return err
 }
 
-// unencodable reports whether a unary call failed with err because its message cannot be encoded, which says nothing about the server. The
-// text of gRPC does not suffice: a server that cannot encode its reply sends the same.
-func unencodable(message any, opts []grpc.CallOption, err error) bool {
-	if err == nil || !strings.HasPrefix(status.Convert(err).Message(), "grpc: error while marshaling") {
+// unsendable reports whether a unary call failed with err because its message cannot be encoded or is too large to be sent, which says nothing
+// about the server. The text of gRPC does not suffice: a server with such a reply sends the same.
+func unsendable(message any, opts []grpc.CallOption, err error) bool {
+	if err == nil {
+		return false
+	}
+	text := status.Convert(err).Message()
+	var size, most int
+	_, tooLarge := fmt.Sscanf(text, "trying to send message larger than max (%d vs. %d)", &size, &most)
+	if tooLarge != nil && !strings.HasPrefix(text, "grpc: error while marshaling") {
 		return false
 	}
 	again := grpcreplay.Message{Value: message}
@@ -92,8 +99,8 @@ func unencodable(message any, opts []grpc.CallOption, err error) bool {
 	if err != nil {
 		return true
 	}
-	data.Free()
-	return false
+	defer data.Free()
+	return tooLarge == nil && data.Len() == size
 }
 
 func (c *Client) setup() {
