@@ -43,7 +43,7 @@ func (k *Keys) verify(t *token, now time.Time) *Error {
 				return errVerification
 			}
 		}
-		if tried == maxTried && k.trials.owed.Load() > now.Add(forTries).UnixNano() {
+		if tried == maxTried && k.trials.reserved(now) > forTries {
 			return errVerification // not remembered: one of the other keys may have made it
 		}
 		tried++
@@ -64,15 +64,21 @@ func (k *Keys) verify(t *token, now time.Time) *Error {
 
 // owe reserves the time for a number of tries.
 func (t *trials) owe(tries int, now time.Time) {
-	if tries <= 0 {
-		return
-	}
-	for {
+	for tries > 0 {
 		before := t.owed.Load()
-		if t.owed.CompareAndSwap(before, max(before, now.UnixNano())+int64(tries)*int64(perTry)) {
+		if t.owed.CompareAndSwap(before, now.Add(t.reserved(now)).UnixNano()+int64(tries)*int64(perTry)) {
 			return
 		}
 	}
+}
+
+// reserved returns how much time from now on is reserved. If it seems to be much, the clock has been set back.
+func (t *trials) reserved(now time.Time) time.Duration {
+	ahead := time.Duration(t.owed.Load() - now.UnixNano())
+	if ahead < 0 || ahead > time.Minute {
+		return 0
+	}
+	return ahead
 }
 
 // refused remembers tokens that none of the keys has signed, so that they are not verified again. A token with a good signature that is

@@ -99,6 +99,11 @@ func TestForgedTokensAndManyKeys(t *testing.T) {
 	if accepted(20, "a", soon) || !accepted(50, "a", soon) {
 		t.Error("the key of the last good token is not the first one to be tried")
 	}
+	before := soon.Add(-time.Hour) // the clock is set back
+	if !accepted(80, "a", before) {
+		t.Error("a good token is refused until the clock is where it was")
+	}
+	flood(before)
 }
 
 // Many tokens at once are judged as one after the other.
