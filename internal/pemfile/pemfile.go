@@ -89,9 +89,9 @@ func parseBlocks(data []byte) ([]*pem.Block, error) {
 	case begun != len(blocks):
 		return nil, fmt.Errorf("a PEM block is cut short or malformed: %d begin, %d are whole", begun, len(blocks))
 	case begun == 0 && len(bytes.TrimSpace(data)) == 0:
-		return nil, errors.New("the file is empty")
+		return nil, errors.New("empty")
 	case begun == 0:
-		return nil, errors.New("the file holds no PEM block")
+		return nil, errors.New("no PEM block")
 	}
 	return blocks, nil
 }
@@ -119,7 +119,7 @@ func Certificates(data []byte) ([]*x509.Certificate, error) {
 		certificates = append(certificates, c)
 	}
 	if len(certificates) == 0 {
-		return nil, errors.New("the file holds no certificate")
+		return nil, errors.New("no certificate")
 	}
 	return certificates, nil
 }
@@ -154,12 +154,12 @@ func Key(data []byte) (crypto.Signer, error) {
 			return nil, fmt.Errorf("a key of type %T cannot sign", key)
 		}
 		if found != nil {
-			return nil, errors.New("the file holds more than one private key")
+			return nil, errors.New("more than one private key")
 		}
 		found = signer
 	}
 	if found == nil {
-		return nil, errors.New("the file holds no private key")
+		return nil, errors.New("no private key")
 	}
 	return found, nil
 }
