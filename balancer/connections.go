@@ -127,15 +127,7 @@ func newTemplate(base *http.Transport) (*http.Transport, error) {
 	}
 	t := transports.Clone(base)
 	t.Proxy = nil
-	//lint:ignore SA1019 deprecated, but net/http still honours it
-	if dial := t.Dial; dial != nil && t.DialContext == nil {
-		t.DialContext = func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) }
-	}
-	if t.DialContext == nil {
-		t.DialContext = new(net.Dialer).DialContext
-	}
-	//lint:ignore SA1019 DialContext stands in for it
-	t.Dial = nil
+	t.DialContext = transports.Dial(t) // which net/http prefers to its Dial
 	if t.MaxIdleConnsPerHost == 0 {
 		// The default of 2 would open a new connection for nearly every call under load.
 		t.MaxIdleConnsPerHost = 100

@@ -265,27 +265,18 @@ func (s *snapshot) sweep(b *Balancer, g *group, info pick) (*group, int) {
 	if !info.hasHash {
 		r = b.rand()
 	}
-	search := func(tried []string, bounded bool) (*group, int) {
-		if i := g.first(r, tried, bounded); i >= 0 {
+	for _, but := range [...]struct { // what the host must not be
+		tried []string
+		full  bool
+	}{{info.tried, true}, {info.tried, false}, {nil, false}} {
+		if i := g.first(r, but.tried, but.full); i >= 0 {
 			return g, i
 		}
 		for _, other := range s.groups {
-			if i := other.first(r, tried, bounded); i >= 0 {
+			if i := other.first(r, but.tried, but.full); i >= 0 {
 				return other, i
 			}
 		}
-		return nil, 0
-	}
-	if b.cfg.BoundedLoad > 0 {
-		if g, i := search(info.tried, true); g != nil {
-			return g, i
-		}
-	}
-	if g, i := search(info.tried, false); g != nil {
-		return g, i
-	}
-	if g, i := search(nil, false); g != nil {
-		return g, i
 	}
 	if b.cfg.PanicFraction > 0 { // with all ejected, any threshold is missed
 		return g, g.next(info, 0)
