@@ -278,21 +278,22 @@ func addRegexes(field string, regexes []string, to *texts) error {
 	return nil
 }
 
-func compileUsers(field string, values, notValues []string, out *users) error {
-	for i, list := range [...][]string{values, notValues} {
-		for _, v := range list {
-			if v == "" {
-				return fmt.Errorf("%s: an empty value", [...]string{field, notField(field)}[i])
-			}
-		}
+func compileUsers(field string, values, notValues []string, out *users) (err error) {
+	if out.values, err = parseUsers(field, values); err != nil {
+		return err
 	}
+	out.notValues, err = parseUsers(notField(field), notValues)
+	return err
+}
+
+func parseUsers(field string, values []string) (all []user, err error) {
 	for _, v := range values {
-		out.values = append(out.values, parseUser(v))
+		if v == "" {
+			return nil, fmt.Errorf("%s: an empty value", field)
+		}
+		all = append(all, parseUser(v))
 	}
-	for _, v := range notValues {
-		out.notValues = append(out.notValues, parseUser(v))
-	}
-	return nil
+	return all, nil
 }
 
 func firstError(errs ...error) error {

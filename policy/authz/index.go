@@ -200,7 +200,7 @@ func splitPrincipal(principal string) (namespace, account string, ok bool) {
 type key struct {
 	kind   keyKind
 	text   string
-	header string // of byHeader
+	header string // of byHeader, "" for the others
 }
 
 // keyKind is the kind of a key. The most selective kinds come first.
@@ -339,11 +339,12 @@ func (r *rule) keys() [][]key {
 	add(union(len(r.to), func(i int) []key { return pathKeys(r.to[i].paths.values.all) }))
 	add(union(len(r.to), func(i int) []key { return textKeys(r.to[i].methods.values.all, method) }))
 	for i := range r.when {
-		if c := &r.when[i]; c.attribute == header {
-			add(headerKeys(c))
-		} else {
-			add(textKeys(c.texts.values.all, c.attribute))
+		c := &r.when[i]
+		keys := textKeys(c.texts.values.all, c.attribute)
+		for k := range keys {
+			keys[k].header = c.header
 		}
+		add(keys)
 	}
 	return choices
 }
@@ -385,21 +386,11 @@ func textKeys(values []pattern, about attribute) []key {
 			keys = append(keys, key{kind: byNamespace, text: namespaceOf(v)})
 		case about == method && v.kind == exact:
 			keys = append(keys, key{kind: byMethod, text: v.text})
+		case about == header && v.kind == exact:
+			keys = append(keys, key{kind: byHeader, text: v.text})
 		default:
 			return nil
 		}
-	}
-	return keys
-}
-
-// headerKeys is textKeys for the values of a header.
-func headerKeys(c *condition) []key {
-	keys := make([]key, 0, len(c.texts.values.all))
-	for _, v := range c.texts.values.all {
-		if v.kind != exact {
-			return nil
-		}
-		keys = append(keys, key{kind: byHeader, text: v.text, header: c.header})
 	}
 	return keys
 }
