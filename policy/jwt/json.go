@@ -80,36 +80,28 @@ func (v value) member(name string) value {
 	return value{}
 }
 
-// members yields the members of an object. The text was parsed before, so it has no errors.
-func (v value) members(yield func(value) bool) {
-	if v.kind != object {
-		return
-	}
-	p := parser{v.text[1:]}
-	var room [maxDepth]string
-	for more := !p.take('}'); more; more = p.take(',') {
-		p.space()
-		m := value{}
-		m.name, _ = p.string(true)
-		p.take(':')
-		p.space()
-		if m.kind, m.text, _ = p.value(1, true, room[:0]); !yield(m) {
-			return
-		}
-	}
-}
+// members yields the members of an object.
+func (v value) members(yield func(value) bool) { v.each(object, '}', yield) }
 
-// items yields the items of a list. The text was parsed before, so it has no errors.
-func (v value) items(yield func(value) bool) {
-	if v.kind != list {
+// items yields the items of a list.
+func (v value) items(yield func(value) bool) { v.each(list, ']', yield) }
+
+// each yields the parts of a value of a kind. The text was parsed before, so it has no errors.
+func (v value) each(of kind, end byte, yield func(value) bool) {
+	if v.kind != of {
 		return
 	}
 	p := parser{v.text[1:]}
 	var room [maxDepth]string
-	for more := !p.take(']'); more; more = p.take(',') {
+	for more := !p.take(end); more; more = p.take(',') {
 		p.space()
-		item := value{}
-		if item.kind, item.text, _ = p.value(1, true, room[:0]); !yield(item) {
+		part := value{}
+		if of == object {
+			part.name, _ = p.string(true)
+			p.take(':')
+			p.space()
+		}
+		if part.kind, part.text, _ = p.value(1, true, room[:0]); !yield(part) {
 			return
 		}
 	}
