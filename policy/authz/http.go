@@ -83,18 +83,7 @@ func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 	if d.BadRequest {
 		status, text, code = http.StatusBadRequest, badRequestText, "13" // INTERNAL
 	}
-	header := w.Header()
-	if field.IsGRPC(r.Header) {
-		header["Content-Type"] = []string{"application/grpc"}
-		header["Grpc-Status"] = []string{code}
-		header["Grpc-Message"] = []string{text}
-		w.WriteHeader(http.StatusOK)
-		return
-	}
-	header["Content-Type"] = []string{"text/plain"}
-	header["Content-Length"] = []string{strconv.Itoa(len(text))}
-	w.WriteHeader(status)
-	_, _ = w.Write([]byte(text)) // a peer that has gone needs no response
+	incoming.Refuse(w, r, status, code, text)
 }
 
 // NewRequest returns the view of a request that a net/http server received over HTTP/1 or HTTP/2 from a peer with the given

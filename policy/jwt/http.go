@@ -2,14 +2,11 @@ package jwt
 
 import (
 	"context"
-	"io"
 	"maps"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/admission"
-	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/incoming"
 )
 
@@ -79,19 +76,10 @@ func (r *Result) HideToken(seen *http.Request) {
 // Refuse answers a request with the status, the text, and the realm in WWW-Authenticate (RFC 6750, section 3). A gRPC call is answered with
 // the code of gRPC for the status.
 func (e *Error) Refuse(w http.ResponseWriter, r *http.Request, realm string) {
-	h := w.Header()
-	h["Www-Authenticate"] = []string{`Bearer realm="` + realm + `", error="invalid_token"`}
-	if field.IsGRPC(r.Header) {
-		code := "16" // UNAUTHENTICATED
-		if e.Status() == http.StatusForbidden {
-			code = "7" // PERMISSION_DENIED
-		}
-		h["Content-Type"], h["Grpc-Status"], h["Grpc-Message"] = []string{"application/grpc"}, []string{code}, []string{e.text}
-		w.WriteHeader(http.StatusOK)
-		return
+	w.Header()["Www-Authenticate"] = []string{`Bearer realm="` + realm + `", error="invalid_token"`}
+	code := "16" // UNAUTHENTICATED
+	if e.Status() == http.StatusForbidden {
+		code = "7" // PERMISSION_DENIED
 	}
-	h["Content-Type"] = []string{"text/plain"}
-	h["Content-Length"] = []string{strconv.Itoa(len(e.text))}
-	w.WriteHeader(e.Status())
-	_, _ = io.WriteString(w, e.text) // a peer that has gone needs no answer
+	incoming.Refuse(w, r, e.Status(), code, e.text)
 }
