@@ -22,7 +22,7 @@ func (l *Listener) take(inner net.Conn) {
 	case *net.TCPConn, *net.UnixConn:
 		c.ip = c.address()
 	}
-	full, evicted := l.enter(c)
+	evicted, full := l.enter(c)
 	if evicted != nil {
 		evicted.Conn.Close() // which ends its goroutine
 	}
@@ -47,25 +47,25 @@ func (l *Listener) take(inner net.Conn) {
 
 // enter makes a connection one of the pending ones, or returns why there is no room for it. Another one that has to make room is evicted: the
 // caller closes it.
-func (l *Listener) enter(c *conn) (full error, evicted *conn) {
+func (l *Listener) enter(c *conn) (evicted *conn, full error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.down {
-		return net.ErrClosed, nil
+		return nil, net.ErrClosed
 	}
 	if err := l.crowdedLocked(c.ip); err != nil {
-		return err, nil
+		return nil, err
 	}
 	if l.config.MaxPending > 0 && len(l.pending) >= l.config.MaxPending {
 		if evicted = l.evictLocked(); evicted == nil {
-			return l.tooMany(), nil
+			return nil, l.tooMany()
 		}
 	}
 	c.waits = l.silent.PushBack(c)
 	l.pending[c] = struct{}{}
 	l.perIP[c.ip]++
 	l.running.Add(1)
-	return nil, evicted
+	return evicted, nil
 }
 
 // crowdedLocked returns an error if there is no room for another connection from a network.
