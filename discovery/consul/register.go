@@ -58,7 +58,9 @@ type Registration struct {
 //   - Check: a check with a TTL of 10 seconds. This process renews it. If it has not been renewed for 30 minutes, Consul removes the
 //     service. TTL checks in the description are renewed, too; the agent runs all other checks, such as those over HTTP.
 //
-// Checks with a TTL are passing for as long as this process runs.
+// Checks with a TTL are passing for as long as this process runs. After a restart that took the agent longer than the TTL, Consul
+// has them as critical until this process has renewed them, within two seconds: with all its instances at that agent, a service
+// has no endpoint meanwhile. A longer TTL avoids that.
 //
 // failed is called on a goroutine of the registration when the agent cannot be reached or refuses something. An error that repeats is
 // reported once. nil logs it with slog.
