@@ -12,6 +12,7 @@
 //     headers of the response.
 //   - A call without a response is retried if the status that the proxy would respond with (502, 503 or 504) is a failure.
 //   - Each destination has a budget of its own: if requests are split, each backend has one of the same size.
+//   - Who may call whom is said of SPIFFE IDs: the names of Linkerd's identities are translated to them.
 //   - An authority without a port, which Linkerd ignores, is an error. So are a budget that the proxy drops, a pattern because of which
 //     it drops the route, and conditions that grow too large or cannot be combined.
 package linkerd

@@ -167,9 +167,10 @@ type AuthorizationPolicySpec struct {
 
 // TargetRef names what an [AuthorizationPolicy] is about, in its own namespace.
 type TargetRef struct {
-	Group string `yaml:"group"`
-	Kind  string `yaml:"kind,required"`
-	Name  string `yaml:"name,required"`
+	Group     string `yaml:"group"`
+	Kind      string `yaml:"kind,required"`
+	Name      string `yaml:"name,required"`
+	Namespace string `yaml:"namespace"`
 }
 
 // Reference names an object. Without a namespace it is one of the document's own.

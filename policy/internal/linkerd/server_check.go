@@ -118,6 +118,9 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 	default:
 		doc.Errorf("spec.targetRef", "is neither a Server of %s nor a Namespace of core: correct group and kind", PolicyGroup)
 	}
+	if of := ap.Spec.TargetRef.Namespace; of != "" && of != ap.Namespace() {
+		doc.Errorf("spec.targetRef.namespace", "is another namespace than that of the document, %s, and a policy is about its own only: remove it or move the document", ap.Namespace())
+	}
 	var identities, networks int
 	for i := range ap.Spec.RequiredAuthenticationRefs {
 		r, at := &ap.Spec.RequiredAuthenticationRefs[i], yamldoc.Index(at, i)

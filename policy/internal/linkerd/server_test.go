@@ -73,6 +73,8 @@ func TestCheck_Servers(t *testing.T) {
 
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: " + server + ", requiredAuthenticationRefs: [" + mtls + "]}", ""},
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: {kind: namespace, group: CORE, name: shop}, requiredAuthenticationRefs: [" + mtls + "]}", ""},
+		{"AuthorizationPolicy", "v1alpha1", "{targetRef: {kind: Namespace, name: shop, namespace: shop}, requiredAuthenticationRefs: [" + mtls + "]}", ""},
+		{"AuthorizationPolicy", "v1alpha1", "{targetRef: {kind: Namespace, name: shop, namespace: other}, requiredAuthenticationRefs: [" + mtls + "]}", "error spec.targetRef.namespace"},
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: " + server + "}", "error spec.requiredAuthenticationRefs"},
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: " + server + ", requiredAuthenticationRefs: null}", "error spec.requiredAuthenticationRefs"},
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: {kind: Server, name: s}, requiredAuthenticationRefs: [" + mtls + "]}", "error spec.targetRef"},

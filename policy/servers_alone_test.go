@@ -1,0 +1,67 @@
+package policy_test
+
+import (
+	"testing"
+)
+
+// What authorizes nobody any more, because it is refused or gone, opens nothing; and the last good version of what is refused stays.
+func TestAlone_LinkerdServers(t *testing.T) {
+	server := object{kind: "Server", name: "web", spec: "{podSelector: {matchLabels: {app: web}}, port: 80}"}
+	policy := object{kind: "AuthorizationPolicy of policy.linkerd.io/v1alpha1", name: "web", spec: "{targetRef: {group: policy.linkerd.io, kind: Server, name: web}, " +
+		"requiredAuthenticationRefs: [{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: web}]}"}
+	const mtls = "MeshTLSAuthentication of policy.linkerd.io/v1alpha1"
+	all := object{kind: mtls, name: "web", spec: "{identities: ['*']}"}
+	bad := object{kind: mtls, name: "web", spec: "{identities: [7]}"}
+	const a = "cluster.local/ns/shop/sa/a"
+
+	f := newFeed(t)
+	asked := func(step string, want bool) {
+		t.Helper()
+		if got := f.asked("/", a); got.Allowed != want {
+			t.Errorf("%s: allowed %t (%s), want %t\n%v", step, got.Allowed, got.Reason, want, f.findings)
+		}
+	}
+	f.yields(server, policy, all)
+	asked("all good", true)
+	f.yields(server, policy, bad)
+	f.refused("MeshTLSAuthentication shop/web: last good")
+	asked("the authentication is refused", true)
+	f.yields(server, policy)
+	asked("it is gone", false)
+	f.says("there is no MeshTLSAuthentication shop/web")
+	f.yields(server, policy, bad)
+	f.refused("MeshTLSAuthentication shop/web: nothing")
+	asked("it is refused, and was never good", false)
+	f.yields(server, all)
+	asked("without the policy", false)
+	f.yields(policy, all)
+	asked("without the server", true)
+	f.yields(server, policy, all)
+	server.spec = "{podSelector: {matchLabels: {app: web}}, port: none of them}"
+	f.yields(server, policy, all)
+	f.refused("Server shop/web: last good")
+	asked("the server is refused", true)
+	f.yields(server)
+	f.refused("Server shop/web: last good")
+	asked("so is nobody authorized", false)
+	f.yields(policy, all)
+	f.yields(server, policy, all)
+	f.refused("Server shop/web: denial")
+	f.denies("Server shop/web")
+}
+
+// The older of two Servers for a port counts; without times neither does.
+func TestAlone_LinkerdServersForOnePort(t *testing.T) {
+	open := object{kind: "Server", name: "a", created: 1, spec: "{podSelector: {}, port: 80, accessPolicy: all-unauthenticated}"}
+	shut := object{kind: "Server", name: "b", created: 2, spec: "{podSelector: {matchLabels: {app: web}}, port: 80}"}
+	f := newFeed(t)
+	f.yields(shut, open)
+	f.refused()
+	f.allows("/")
+	f.says("Server shop/a is about the same port of this workload and is older")
+	shut.created = 0
+	f.yields(shut, open)
+	if f.asked("/").Allowed {
+		t.Error("the older one does not count")
+	}
+}
