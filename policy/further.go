@@ -35,18 +35,6 @@ func (in *Inbound) regard(policies []authz.Policy) {
 	}
 }
 
-// decide asks the policies.
-func (in *Inbound) decide(r *authz.Request) authz.Decision {
-	if len(in.further) == 0 {
-		return in.authorizer.Decide(r)
-	}
-	d := in.authorizer.Decide(r)
-	for i := range in.further {
-		in.further[i].decide(r, &d)
-	}
-	return d
-}
-
 // decide changes the decision about a request to what it is with this one. What was denied stays denied, enforced or in the shadow.
 func (f *further) decide(r *authz.Request, d *authz.Decision) {
 	shadow := d.Shadow.Present && d.Shadow.Allowed

@@ -46,7 +46,7 @@ func (in *Inbound) Mode(port int) tlsid.Mode {
 // counts: in mode [tlsid.Strict] a peer without an identity is denied, and in mode [tlsid.Disable] no peer has an identity.
 // Then the AuthorizationPolicies, intentions and Servers of Linkerd decide: all of them must allow the request. They do not see the headers x-envoy-*, x-request-id and l5d-client-id of a peer without an
 // identity, and neither do handlers.
-func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
+func (in *Inbound) Authorize(r *authz.Request) (d authz.Decision) {
 	if len(in.closed) > 0 {
 		return deny(in.closed[0])
 	}
@@ -54,9 +54,14 @@ func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
 	case mode == tlsid.Strict && r.Principal == "":
 		return deny("PeerAuthentication STRICT: the peer has no identity")
 	case mode == tlsid.Disable && r.Principal != "", r.Principal == "" && in.asserts(r):
-		return in.disregarding(r)
+		r = in.disregarding(r)
 	}
-	return in.decide(r)
+	// Here, since another function would have a Decision in its frame, too: the stack of an HTTP/2 request would grow once more.
+	d = in.authorizer.Decide(r)
+	for i := range in.further {
+		in.further[i].decide(r, &d)
+	}
+	return d
 }
 
 // Authorizes reports whether an enforced policy applies to the workload: an AuthorizationPolicy, service-intentions of Consul, or a Server of
@@ -70,8 +75,8 @@ func deny(reason string) authz.Decision {
 	return authz.Decision{Match: none, Audit: none, Shadow: authz.Shadow{Match: none}, Reason: reason}
 }
 
-// disregarding decides about a request as if its peer had no identity and had sent none of the asserted headers.
-func (in *Inbound) disregarding(r *authz.Request) authz.Decision {
+// disregarding returns a request as if its peer had no identity and had sent none of the asserted headers.
+func (in *Inbound) disregarding(r *authz.Request) *authz.Request {
 	plain := *r
 	plain.Principal = ""
 	if in.asserts(r) {
@@ -80,7 +85,7 @@ func (in *Inbound) disregarding(r *authz.Request) authz.Decision {
 			delete(plain.Header, name)
 		}
 	}
-	return in.decide(&plain)
+	return &plain
 }
 
 func (in *Inbound) asserts(r *authz.Request) bool {
