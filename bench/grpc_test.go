@@ -84,6 +84,11 @@ func BenchmarkMutualGRPCStream(b *testing.B) {
 	benchmarkMutualGRPC(b, (*GRPCCaller).Streams)
 }
 
+// BenchmarkMutualGRPCMessages is what it costs a message in each direction of an open stream.
+func BenchmarkMutualGRPCMessages(b *testing.B) {
+	benchmarkMutualGRPC(b, (*GRPCCaller).Messages)
+}
+
 func benchmarkMutualGRPC(b *testing.B, worker func(*GRPCCaller, context.Context) (func() error, error)) {
 	callers, closeAll, err := MutualGRPCCallers()
 	if err != nil {
