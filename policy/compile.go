@@ -108,11 +108,17 @@ func Check(sources []Source, w Workload) Report {
 
 // check returns what is wrong with the workload.
 func (w *Workload) check() Findings {
-	if w.RootNamespace == "" || yamldoc.IsLabel(w.RootNamespace) {
-		return nil
+	var findings Findings
+	for _, n := range []struct{ what, field, name string }{
+		{"namespace of the workload", "Namespace", w.Namespace},
+		{"root namespace", "RootNamespace", w.RootNamespace},
+	} {
+		if n.name != "" && !yamldoc.IsLabel(n.name) { // no document is in it, so that no policy would apply
+			findings = append(findings, Finding{Severity: Error, Message: fmt.Sprintf("the %s %q is not the name of a namespace: correct Workload.%s, "+
+				"which is lower-case letters, digits and hyphens", n.what, n.name, n.field)})
+		}
 	}
-	return Findings{{Severity: Error, Message: fmt.Sprintf("the root namespace %q is not the name of a namespace: correct Workload.RootNamespace, "+
-		"which is lower-case letters, digits and hyphens", w.RootNamespace)}}
+	return findings
 }
 
 func compile(last *Plan, sources []Source, w Workload) *compiler {

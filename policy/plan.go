@@ -23,7 +23,8 @@ import (
 
 // Workload describes the process that a plan is compiled for. Documents select workloads by these fields.
 type Workload struct {
-	// Namespace is the namespace of the workload. Short host names are resolved in it. Empty means "default".
+	// Namespace is the namespace of the workload. Short host names are resolved in it. Empty means "default". What is not the name of a
+	// namespace is an error, because no document would be about the workload.
 	Namespace string
 
 	// RootNamespace is the namespace of the documents that apply to the whole mesh, as rootNamespace of Istio's mesh configuration. A feed of

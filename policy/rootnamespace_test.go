@@ -77,15 +77,19 @@ func TestRootNamespace_Alone(t *testing.T) {
 	f.allows("/")
 }
 
-// A name that no namespace has is refused: nothing would apply to the whole mesh.
+// A name that no namespace has is refused: nothing would apply to the whole mesh, or to the workload.
 func TestRootNamespace_BadNames(t *testing.T) {
 	for _, name := range []string{"Istio-System", "a/b", "..", "a b", "-a", "a.b", "*", strings.Repeat("a", 64)} {
-		w := policy.Workload{RootNamespace: name}
-		if plan, findings := policy.Compile(nil, w); plan != nil || !strings.Contains(findings.Error(), "RootNamespace") {
-			t.Errorf("Compile with the root namespace %q: %v", name, findings)
-		}
-		if report := policy.Check([]policy.Source{{}}, w); report.Findings.Err() == nil || len(report.InForce) != 1 {
-			t.Errorf("Check with the root namespace %q: %+v", name, report)
+		for field, w := range map[string]policy.Workload{
+			"Workload.RootNamespace": {RootNamespace: name},
+			"Workload.Namespace":     {Namespace: name},
+		} {
+			if plan, findings := policy.Compile(nil, w); plan != nil || !strings.Contains(findings.Error(), field) {
+				t.Errorf("Compile with %s %q: %v", field, name, findings)
+			}
+			if report := policy.Check([]policy.Source{{}}, w); report.Findings.Err() == nil || len(report.InForce) != 1 {
+				t.Errorf("Check with %s %q: %+v", field, name, report)
+			}
 		}
 	}
 }
