@@ -76,6 +76,49 @@ func TestClientTimeoutEndsCalls(t *testing.T) {
 	}
 }
 
+// Servers are told exactly how much time is left, however long ago the clock was read for another call. The caller's header stays as it is.
+func TestServersAreToldTheTimeLeft(t *testing.T) {
+	const told = "X-Envoy-Expected-Rq-Timeout-Ms"
+	for _, test := range []struct {
+		name, documents string
+		timeout         time.Duration // of the http.Client
+		want            string
+	}{
+		{"none", fmt.Sprintf(benchDocuments, "", ""), 0, ""},
+		{"of the caller", fmt.Sprintf(benchDocuments, "", ""), 3 * time.Second, "3000"},
+		{"of the route", fmt.Sprintf(benchDocuments, "", "timeout: 5s"), 0, "5000"},
+		{"of both", fmt.Sprintf(benchDocuments, ", perTryTimeout: 2s", "timeout: 5s"), 3 * time.Second, "3000"},
+		{"of the caller, later", fmt.Sprintf(benchDocuments, ", perTryTimeout: 2s", "timeout: 5s"), time.Hour, "5000"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var got http.Header
+				m := userMesh(t, test.documents, seen(func(req *http.Request) { got = req.Header }))
+				defer m.Close()
+				client := &http.Client{Transport: m.Transport(), Timeout: test.timeout}
+				for _, pause := range []time.Duration{0, 0, 60 * time.Millisecond, 39 * time.Millisecond, time.Millisecond, time.Minute} {
+					time.Sleep(pause)
+					for _, own := range []http.Header{{}, {"Accept": {"text/plain"}}} {
+						req, _ := http.NewRequest(http.MethodGet, "http://user-service/users/1", nil)
+						req.Header = own
+						fields := len(own)
+						resp, err := client.Do(req)
+						if err != nil {
+							t.Fatal(err)
+						}
+						if resp.Body.Close(); got.Get(told) != test.want || got.Get("Accept") != own.Get("Accept") {
+							t.Errorf("after %v, the server gets %v, want %s: %q", pause, got, told, test.want)
+						}
+						if len(own) != fields || len(resp.Request.Header) != fields {
+							t.Errorf("the caller's header is %v, that of the response's request %v", own, resp.Request.Header)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
 // userMesh returns a mesh in which all endpoints of user-service are rt.
 func userMesh(t *testing.T, documents string, rt http.RoundTripper) *mesh.Mesh {
 	var registry discovery.Memory

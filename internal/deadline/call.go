@@ -62,6 +62,15 @@ func (c *Call) begin(parent context.Context, limits Limits, end time.Time) conte
 	return &c.ctx
 }
 
+// AtFirst returns what the limit on the whole call is when it begins with [Call.BeginAt], or 0 if there is none, also because the deadline of the
+// parent comes first. It must not be called once the limit may have been paused.
+func (c *Call) AtFirst() time.Duration {
+	if !c.ctx.limited {
+		return 0
+	}
+	return c.ctx.left
+}
+
 // Began reports whether there are limits to enforce.
 func (c *Call) Began() bool { return c.ctx.parent != nil }
 
@@ -187,28 +196,49 @@ func SetHeader(h http.Header, at time.Time) {
 
 // Texts caches recent values of Header: calls with the same limit mostly have the same value. The zero value is ready for use.
 type Texts struct {
-	recent [8]atomic.Pointer[text]
+	recent [16]atomic.Pointer[text]
 }
 
 type text struct {
-	ms   int64
-	text string
+	ms    int64
+	text  string
+	alone http.Header // see Alone; nil until it is needed
+}
+
+// slot returns the place of a value. Most limits are whole seconds, so the lowest bits alone would put them into few places.
+func (t *Texts) slot(ms int64) *atomic.Pointer[text] {
+	return &t.recent[uint64(ms)*0x9e3779b97f4a7c15>>60]
+}
+
+// of returns the text for left, in whole milliseconds, at least 1.
+func (t *Texts) of(left time.Duration) *text {
+	ms := max(1, left.Milliseconds())
+	slot := t.slot(ms)
+	known := slot.Load()
+	if known == nil || known.ms != ms {
+		known = &text{ms: ms, text: strconv.FormatInt(ms, 10)}
+		slot.Store(known)
+	}
+	return known
 }
 
 // SetHeader sets Header in h to left, in whole milliseconds, at least 1. The slice of the value is room, unless that is nil.
 func (t *Texts) SetHeader(h http.Header, left time.Duration, room *[1]string) {
-	ms := max(1, left.Milliseconds())
-	slot := &t.recent[ms%int64(len(t.recent))]
-	known := slot.Load()
-	if known == nil || known.ms != ms {
-		known = &text{ms, strconv.FormatInt(ms, 10)}
-		slot.Store(known)
-	}
 	if room == nil {
 		room = new([1]string)
 	}
-	room[0] = known.text
+	room[0] = t.of(left).text
 	h[Header] = room[:]
+}
+
+// Alone returns a header that has nothing but Header, with the value of SetHeader. Other calls may have the same one, so nobody may change it.
+func (t *Texts) Alone(left time.Duration) http.Header {
+	known := t.of(left)
+	if known.alone == nil {
+		known = &text{known.ms, known.text, http.Header{Header: {known.text}}}
+		t.slot(known.ms).Store(known)
+	}
+	return known.alone
 }
 
 // HeaderRoom returns room for the value of one header. It is nil for a nil Call.

@@ -223,8 +223,17 @@ func TestTexts(t *testing.T) {
 		if texts.SetHeader(a, test.left, &room); a.Get(deadline.Header) != test.want {
 			t.Errorf("%v: %q, want %s", test.left, a.Get(deadline.Header), test.want)
 		}
+		if h := texts.Alone(test.left); len(h) != 1 || h.Get(deadline.Header) != test.want {
+			t.Errorf("%v: %v alone, want %s", test.left, h, test.want)
+		}
 	}
-	if n := testing.AllocsPerRun(100, func() { texts.SetHeader(a, 5*time.Second, &room) }); n > 0 {
+	usual := []time.Duration{time.Second, 2 * time.Second, 5 * time.Second}
+	if n := testing.AllocsPerRun(100, func() {
+		for _, limit := range usual {
+			texts.SetHeader(a, limit, &room)
+			texts.Alone(limit)
+		}
+	}); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

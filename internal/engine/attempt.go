@@ -7,6 +7,7 @@ import (
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/orca"
@@ -181,11 +182,23 @@ func (a *Attempt) Call() *Call { return a.call }
 // Sent returns when the attempt was sent, as the time since the start of the call.
 func (a *Attempt) Sent() time.Duration { return time.Duration(a.sent) }
 
-// TellDeadline sets the time that is left until the deadline at in h, the header of the attempt. room may be nil: see [deadline.Texts].
-func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, room *[1]string) {
+// Left returns how long after it was sent the attempt may take, if there is a deadline: that of the call, or an earlier one of its caller.
+func (a *Attempt) Left() (left time.Duration, limited bool) {
 	c := a.call
-	c.engine.deadlines.SetHeader(h, c.start.until(at)-a.Sent(), room)
+	if c.limits != nil && c.sent == 1 && a.sent == 0 { // no time has passed since they began
+		if left = c.limits.AtFirst(); left > 0 {
+			return left, true
+		}
+	}
+	at, limited := c.ctx.Deadline()
+	if !limited {
+		return 0, false
+	}
+	return c.start.until(at) - a.Sent(), true
 }
+
+// Deadlines returns the texts by which servers are told of what is left.
+func (a *Attempt) Deadlines() *deadline.Texts { return &a.call.engine.deadlines }
 
 // Answered records that the endpoint has begun to answer, with an HTTP status or its equivalent.
 func (a *Attempt) Answered(status int) {

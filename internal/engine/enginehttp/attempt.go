@@ -46,9 +46,9 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		over = true
 		return nil, err
 	}
-	at, limited := c.Context().Deadline()
+	left, limited := t.Left()
 	if limited {
-		req = t.withDeadline(req, n, at)
+		req = t.withDeadline(req, n, left)
 	}
 	if c.Observed() {
 		req = c.observe(t, req, n, n > 1 || limited)
@@ -111,11 +111,11 @@ func (t *try) watch(resp *http.Response, n int) {
 	reader.Attach(resp, t)
 }
 
-// withDeadline returns the request of the n-th attempt with a header of its own, which tells the server the deadline.
-func (t *try) withDeadline(req *http.Request, n int, at time.Time) *http.Request {
+// withDeadline returns the request of the n-th attempt with a header of its own, which tells the server how much time is left.
+func (t *try) withDeadline(req *http.Request, n int, left time.Duration) *http.Request {
 	c := t.call
 	if n > 1 { // the header of a retry is its own; an earlier attempt may still be using the room
-		t.TellDeadline(req.Header, at, nil)
+		t.Deadlines().SetHeader(req.Header, left, nil)
 		return req
 	}
 	room := c.Limits().HeaderRoom()
@@ -131,12 +131,16 @@ func (t *try) withDeadline(req *http.Request, n int, at time.Time) *http.Request
 		c.limited.first.Sent = *req
 		req = &c.limited.first.Sent
 	}
+	if len(req.Header) == 0 && c.observed.first == nil { // a copy would be the same for all such calls
+		req.Header = t.Deadlines().Alone(left)
+		return req
+	}
 	fields := 1
 	if c.observed.first != nil {
 		fields += int(c.observed.sets.Load())
 	}
 	req.Header = outgoing.CopyHeader(req.Header, fields)
-	t.TellDeadline(req.Header, at, room)
+	t.Deadlines().SetHeader(req.Header, left, room)
 	return req
 }
 
