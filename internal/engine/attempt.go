@@ -77,11 +77,11 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 		}
 	}
 
-	// 10 and 11. An endpoint, and the connections to it. The clock is read only if time has passed since the call began: in another
-	// attempt, or in a wait.
+	// 10 and 11. An endpoint, and the connections to it. The clock is read only if the time matters, and has not been read since the call
+	// began, or has passed since then: in another attempt, or in a wait.
 	now := c.start.roughly()
 	switch {
-	case n > 1 || c.late:
+	case n > 1 || c.late || a.timesAnswers && c.rough:
 		now = a.now()
 	case a.timesAnswers:
 		now = c.start.time()
@@ -193,6 +193,9 @@ func (a *Attempt) Left() (left time.Duration, limited bool) {
 	at, limited := c.ctx.Deadline()
 	if !limited {
 		return 0, false
+	}
+	if c.rough && a.sent == 0 {
+		a.now()
 	}
 	return c.start.until(at) - a.Sent(), true
 }

@@ -93,6 +93,7 @@ type Call struct {
 	derived bool // ctx is not the caller's, since an observer has derived another one
 	slow    bool // the call has waited for discovery as long as it may
 	late    bool // it may have waited for something: see Attempt.acquire
+	rough   bool // start is up to dateKept early, since nobody needs it so far
 	hashed  bool // the call has a key for consistent hashing
 	passed  bool // the call has passed stage 3
 
@@ -109,10 +110,13 @@ type Call struct {
 // observers, in a form that they know; it may be nil unless the engine is [Engine.Observed]. [Call.Context] has the context
 // for the rest of the call.
 func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described any) {
-	c.engine, c.kind, c.ctx, c.start = e, kind, ctx, e.clock.now()
-	if e.hooks.Call != nil {
-		c.observe(ctx, described)
+	c.engine, c.kind, c.ctx = e, kind, ctx
+	if e.hooks.Call == nil {
+		c.start, c.rough = e.clock.rough(), true
+		return
 	}
+	c.start = e.clock.now()
+	c.observe(ctx, described)
 }
 
 func (c *Call) observe(ctx context.Context, described any) {
@@ -280,8 +284,11 @@ func (c *Call) injectFault(ctx context.Context) error {
 
 func (c *Call) beginLimits(limits deadline.Limits) {
 	since := c.start.since
-	if c.late {
+	if c.late || c.rough {
 		since += c.start.elapsed()
+	}
+	if c.rough { // from here on, the call is timed
+		c.start.since, c.rough = since, false
 	}
 	c.limits = c.adapter.NewLimits()
 	c.ctx = c.limits.BeginAt(c.ctx, limits, *c.start.read, since, c.waited)

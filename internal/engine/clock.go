@@ -10,7 +10,8 @@ const dateKept = 100 * time.Millisecond
 
 // clock tells the time for half the price of time.Now, which reads two clocks, one of them only for the date.
 type clock struct {
-	read atomic.Pointer[time.Time] // the last time that included the date
+	read  atomic.Pointer[time.Time] // the last time that included the date
+	young atomic.Pointer[time.Time] // one that is less than dateKept ago, which a timer ends; nil if there is none
 }
 
 func (c *clock) now() moment {
@@ -22,6 +23,23 @@ func (c *clock) now() moment {
 	now := time.Now()
 	c.read.Store(&now)
 	return moment{read: &now}
+}
+
+// rough tells a time that is less than dateKept ago. It reads no clock but the first time in dateKept.
+func (c *clock) rough() moment {
+	if read := c.young.Load(); read != nil {
+		return moment{read: read}
+	}
+	return c.renew()
+}
+
+// renew reads the clock, and sets a timer for when that is too long ago. So there is none while there are no calls.
+func (c *clock) renew() moment {
+	m := c.now()
+	if c.young.CompareAndSwap(nil, m.read) {
+		time.AfterFunc(dateKept-m.since-1, func() { c.young.Store(nil) })
+	}
+	return moment{read: m.read}
 }
 
 // moment is a time that a clock has told.

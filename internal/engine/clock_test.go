@@ -26,3 +26,26 @@ func TestClock(t *testing.T) {
 		}
 	})
 }
+
+// A rough time is less than dateKept ago. In between, the clock is not read.
+func TestClock_Rough(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c clock
+		var last *time.Time
+		for _, test := range []struct {
+			pause time.Duration
+			read  bool
+		}{{0, true}, {0, false}, {dateKept / 2, false}, {dateKept/2 - 2, false}, {2, true}, {1, false}, {dateKept, true}, {time.Hour, true}} {
+			time.Sleep(test.pause)
+			synctest.Wait()
+			m := c.rough()
+			if read := m.read != last; read != test.read {
+				t.Errorf("after %v more, the clock was read: %v", test.pause, read)
+			}
+			if age := m.elapsed(); age < 0 || age >= dateKept {
+				t.Errorf("after %v more, the rough time is %v ago, want less than %v", test.pause, age, dateKept)
+			}
+			last = m.read
+		}
+	})
+}
