@@ -515,14 +515,14 @@ func TestAlone_KindsThatAreNotEnforced(t *testing.T) {
 		{"HTTPRoute of policy.linkerd.io/v1beta3", "{parentRefs: [{group: policy.linkerd.io, kind: Server, name: x}]}", true},
 		{"HTTPRoute", "{parentRefs: [{name: edge}, {group: policy.linkerd.io, kind: Server, name: x}]}", true},
 		{"HTTPRoute", "{parentRefs: {kind: Server}}", true},
-		{"HTTPRoute of policy.linkerd.io/v1beta3", "{parentRefs: [{group: core, kind: Service, name: x, port: 80}]}", false},
+		{"HTTPRoute of policy.linkerd.io/v1beta3", "{parentRefs: [{group: core, kind: Service, name: x, port: 0}]}", false},
 		{"MeshTLSAuthentication of policy.linkerd.io/v1alpha1", "{}", false},
 		{"TrafficTarget", "{destination: {kind: ServiceAccount, name: x, namespace: shop}}", true},
 		{"WasmPlugin", "{phase: AUTHN}", false},
 		{"EnvoyFilter", "{}", false},
 		{"Sidecar", "{}", false},
 		{"Telemetry", "{metrics: nonsense}", false},
-		{"HTTPRoute", "{}", false},
+		{"HTTPRoute", "{rules: nonsense}", false},
 	} {
 		f := newFeed(t)
 		f.yields(object{kind: test.kind, name: "x", spec: test.spec})

@@ -231,6 +231,8 @@ func (d *document) inForce(w *Workload) bool {
 		return false
 	case *virtual:
 		return is.visible && !d.atGateways()
+	case *gatewayRoute:
+		return len(is.parents) > 0
 	case *destination:
 		return is.visible && (is.selector == nil || is.selects)
 	case *entry:

@@ -63,6 +63,8 @@ func (c *compiler) sort(d *document) {
 		c.rules = append(c.rules, decoded[destination]{d, is})
 	case *entry:
 		c.entries = append(c.entries, decoded[entry]{d, is})
+	case *gatewayRoute:
+		c.gatewayRoutes = append(c.gatewayRoutes, decoded[gatewayRoute]{d, is})
 	case *profile:
 		c.linkerd = append(c.linkerd, decoded[profile]{d, is})
 	case *smi.TrafficSplit:

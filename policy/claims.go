@@ -12,10 +12,11 @@ import (
 
 // claim has the documents about requests to a host.
 type claim struct {
-	virtual *virtual   // the document that claims the host; nil if none does
-	at      place      // the place of that document
-	whole   *expansion // the expansion of virtual; nil if it has no delegates
-	joint   *joint     // virtual joined with splits and profiles; nil if there are none for the host
+	virtual  *virtual   // the document that claims the host; nil if none does
+	at       place      // the place of that document
+	whole    *expansion // the expansion of virtual; nil if it has no delegates
+	attached *attached  // the routes of the Gateway API that claim the host, instead of virtual
+	joint    *joint     // virtual joined with splits and profiles; nil if there are none for the host
 
 	otherwise *claim // the claim for ports that the document does not apply to; nil if there is none
 
@@ -87,7 +88,7 @@ type built struct {
 // origin is where a route comes from.
 type origin struct {
 	document string // empty for the defaults of the mesh
-	by       any    // the split or profile that the route comes from, as in compiler.of; nil for the VirtualService
+	by       any    // the split, profile or route of the Gateway API that the route comes from, as in compiler.of; nil for the VirtualService
 	index    int    // the index of the route in the document, or -1
 	matches  []int  // the index of each match in the document
 }
@@ -135,6 +136,9 @@ func (h HostPlan) Origin(e *route.Rule, match int) Origin {
 	if from.by != nil {
 		at := h.plan.places[from.by]
 		o.File, o.Line = at.file, at.line
+		if r, ok := from.by.(*gatewayRoute); ok {
+			o.Line += int(r.lines[o.Route])
+		}
 	} else if h.claim == nil { // a service without entries of its own
 	} else if v := h.claim.virtual; from.document != "" && v != nil {
 		o.File, o.Line = h.claim.at.file, h.claim.at.line
@@ -164,6 +168,8 @@ func (c *claim) ports() []int {
 	switch {
 	case c.whole != nil:
 		return c.whole.ports
+	case c.attached != nil:
+		return c.attached.ports
 	case c.virtual != nil && c.virtual.ports != nil:
 		return *c.virtual.ports
 	}
@@ -175,7 +181,7 @@ func (c *claim) same(other *claim) bool {
 	if c == nil || other == nil || c == other {
 		return c == other
 	}
-	return c.virtual == other.virtual && c.at == other.at && c.whole == other.whole && c.joint == other.joint && c.otherwise.same(other.otherwise)
+	return c.virtual == other.virtual && c.at == other.at && c.whole == other.whole && c.attached == other.attached && c.joint == other.joint && c.otherwise.same(other.otherwise)
 }
 
 // kept returns a copy of the claim, which may be nil, to keep in a plan.
@@ -188,8 +194,10 @@ func (c *claim) kept() *claim {
 	return kept
 }
 
-// own returns a copy of the claim for one of the hosts of its document.
-func (c *claim) own() *claim { return &claim{virtual: c.virtual, at: c.at, whole: c.whole} }
+// own returns a copy of the claim for one of the hosts of its documents.
+func (c *claim) own() *claim {
+	return &claim{virtual: c.virtual, at: c.at, whole: c.whole, attached: c.attached}
+}
 
 // leads returns the hosts that requests are sent to. The claim may be nil.
 func (c *claim) leads() []string {
@@ -198,6 +206,8 @@ func (c *claim) leads() []string {
 		return nil
 	case c.whole != nil:
 		return c.whole.leads
+	case c.attached != nil:
+		return c.attached.leads
 	}
 	return c.virtual.leads
 }
@@ -219,6 +229,9 @@ func (p *Plan) unit(c *claim) unit {
 func (p *Plan) built(c *claim) *built {
 	if b := c.done.Load(); b != nil {
 		return b
+	}
+	if c.attached != nil {
+		return p.routesOf(c.attached)
 	}
 	if c.joint != nil && c.joint.changed {
 		c.done.CompareAndSwap(nil, p.joined(c))

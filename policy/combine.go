@@ -61,7 +61,7 @@ func (c *compiler) combined(host string, own, last *claim) *claim {
 	}
 	both := &claim{joint: with, otherwise: otherwise}
 	if own != nil {
-		both.virtual, both.at, both.whole = own.virtual, own.at, own.whole
+		both.virtual, both.at, both.whole, both.attached = own.virtual, own.at, own.whole, own.attached
 	}
 	if with == nil {
 		return both

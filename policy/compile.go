@@ -243,6 +243,8 @@ type compiler struct {
 	reports     []decoded[reporting]
 	guards      guards
 
+	gatewayRoutes []decoded[gatewayRoute]
+
 	entriesOfConsul []decoded[consul.Entry]
 
 	// By host: what applies to calls in addition to the VirtualService.

@@ -286,8 +286,8 @@ func (c *compiler) disputed() {
 // about returns a document of another dialect about calls to a host, or nil if there is none.
 func (c *compiler) about(host string) *document {
 	p := c.plan
-	if claim := p.claims.find(host); claim != nil && claim.virtual != nil {
-		return c.of(claim.virtual)
+	if claim := p.claims.find(host); claim != nil && (claim.virtual != nil || claim.attached != nil) {
+		return c.claimer(claim)
 	}
 	if r := p.rule(host); r != nil && r[0].closed == "" {
 		return c.of(r[0])

@@ -85,7 +85,7 @@ func (c *compiler) readEntry(doc *yamldoc.Document, r *reading, is *istio.Servic
 	}
 	e.names, e.ids = sortNames(is.Spec.SubjectAltNames), sortNames(istio.SPIFFEIDs(is.Spec.SubjectAltNames))
 	for _, port := range is.Spec.Ports {
-		e.ports = append(e.ports, servicePort{int(port.Number), is.HTTP2(int(port.Number))})
+		e.ports = append(e.ports, servicePort{number: int(port.Number), http2: is.HTTP2(int(port.Number))})
 		e.numbers = append(e.numbers, int(port.Number))
 	}
 	for _, host := range e.hosts {

@@ -16,6 +16,7 @@ const shop = "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {port
 func TestForGatewaysAlone(t *testing.T) {
 	const (
 		routes     = "gateway.networking.k8s.io/v1 HTTPRoute "
+		refused    = "gateway.networking.k8s.io/v1alpha2 TLSRoute "
 		filter     = "networking.istio.io/v1alpha3 EnvoyFilter "
 		plugin     = "extensions.istio.io/v1alpha1 WasmPlugin "
 		ofGateway  = "{group: gateway.networking.k8s.io, kind: Gateway, name: edge}"
@@ -30,11 +31,11 @@ func TestForGatewaysAlone(t *testing.T) {
 		{"route of a set of listeners", routes + "{parentRefs: [{group: gateway.networking.x-k8s.io, kind: XListenerSet, name: a}]}", "spec.parentRefs"},
 		{"GRPCRoute", "gateway.networking.k8s.io/v1 GRPCRoute {parentRefs: [{name: edge}]}", "spec.parentRefs"},
 		{"TLSRoute", "gateway.networking.k8s.io/v1alpha2 TLSRoute {parentRefs: [{name: edge}]}", "spec.parentRefs"},
-		{"route of a Service", routes + "{parentRefs: [{group: '', kind: Service, name: web}]}", ""},
-		{"route of both", routes + "{parentRefs: [{name: edge}, {group: core, kind: Service, name: web}]}", ""},
+		{"route of a Service", refused + "{parentRefs: [{group: '', kind: Service, name: web}]}", ""},
+		{"route of both", refused + "{parentRefs: [{name: edge}, {group: core, kind: Service, name: web}]}", ""},
 		{"route of a core Gateway", routes + "{parentRefs: [{group: '', name: edge}]}", ""},
-		{"route of a ServiceEntry", routes + "{parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: web}]}", ""},
-		{"route of nothing", routes + "{rules: []}", ""},
+		{"route of a ServiceEntry", refused + "{parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: web}]}", ""},
+		{"route of nothing", refused + "{rules: []}", ""},
 		{"route of no list", routes + "{parentRefs: {name: edge}}", ""},
 		{"kind that is no text", routes + "{parentRefs: [{name: edge, kind: [Service]}]}", ""},
 		{"parents twice", routes + "{parentRefs: [{name: edge}], parentRefs: [{kind: Service, name: web}]}", ""},

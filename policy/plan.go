@@ -108,7 +108,9 @@ type Plan struct {
 	ports   hostMap[served]                // the ports of the cluster's services, by their full names
 	budgets map[string]*retry.BudgetConfig // by host
 	retries retry.Config
-	places  map[any]place // the places of splits and profiles, by their content
+	places  map[any]place // the places of splits, profiles and routes of the Gateway API, by their content
+
+	attached map[attachment]*attached // the routes of the Gateway API
 
 	consul *governed // the config entries of Consul; nil if there are none
 

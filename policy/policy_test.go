@@ -32,7 +32,7 @@ var workload = policy.Workload{
 // TestGolden compiles every file of testdata and compares what was found and what came out with the golden file beside
 // it. Run it with -update to rewrite those, and read the difference.
 func TestGolden(t *testing.T) {
-	for _, dialect := range []string{"seed", "istio", "linkerd", "smi", "combined"} {
+	for _, dialect := range []string{"seed", "istio", "linkerd", "smi", "gateway", "combined"} {
 		paths, err := filepath.Glob(filepath.Join("testdata", dialect, "*.yaml"))
 		if err != nil || len(paths) == 0 {
 			t.Fatalf("no documents: %v", err)

@@ -10,6 +10,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
+	"github.com/nosidecar/mesh/policy/internal/gateway"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
@@ -317,12 +318,14 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		c.pruned(doc, r)
 		return r
 	}
-	switch state {
-	case catalog.Unknown, catalog.Refused:
-		if at := c.ofGateways(doc, r); state == catalog.Refused && at != "" {
+	if state == catalog.Refused || state == catalog.Enforced && r.group == catalog.GatewayGroup {
+		if at := c.ofGateways(doc, r); at != "" {
 			doc.Warnf(at, "applies to gateways only, which do not exist in-process: it is skipped")
 			return r
 		}
+	}
+	switch state {
+	case catalog.Unknown, catalog.Refused:
 		if doc.Errorf("kind", "%s", message); state == catalog.Refused {
 			r.is = notEnforced{}
 		}
@@ -371,7 +374,7 @@ func (c *compiler) word(s string) string {
 
 // blank returns an empty document of an enforced kind.
 func blank(group, kind string) istio.Document {
-	if group == linkerd.PolicyGroup {
+	if group == linkerd.PolicyGroup && kind != "HTTPRoute" {
 		return linkerd.New(kind)
 	}
 	switch kind {
@@ -383,6 +386,10 @@ func blank(group, kind string) istio.Document {
 		return new(smi.HTTPRouteGroup)
 	case "Service":
 		return new(service)
+	case "HTTPRoute":
+		return new(gateway.HTTPRoute)
+	case "GRPCRoute":
+		return new(gateway.GRPCRoute)
 	}
 	return istio.New(kind)
 }
@@ -395,7 +402,7 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		idle = istio.AtGateways(doc, true)
 	case r.kind == "Service":
 		tuned(doc)
-	case r.group == istio.SecurityGroup, r.group == linkerd.PolicyGroup:
+	case r.group == istio.SecurityGroup, r.group == linkerd.PolicyGroup && r.kind != "HTTPRoute":
 		c.unplaced(doc)
 	}
 	is := blank(r.group, r.kind)
@@ -428,6 +435,10 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		return readProfile(doc, r, is)
 	case *service:
 		return c.readService(r, is)
+	case *gateway.HTTPRoute:
+		return readRoute(c, doc, r, is)
+	case *gateway.GRPCRoute:
+		return readRoute(c, doc, r, is)
 	}
 	c.strangers(doc, is)
 	return is // *istio.PeerAuthentication, *smi.TrafficSplit, *smi.HTTPRouteGroup or one of those in guards

@@ -125,6 +125,23 @@ var variants = map[string][]string{
 		`{destination: {name: x}, sources: [{name: y, permissions: [{action: allow, http: {pathRegex: "/a.*"}}]}]}`,
 		`{destination: {name: x}, sources: [{name: y, permissions: [{action: allow, http: {pathRegex: "("}}]}]}`,
 	},
+	"gateway.networking.k8s.io/v1 HTTPRoute": {
+		`{parentRefs: [{group: "", kind: Service, name: a}], rules: [{matches: [{path: {value: /v2}}], backendRefs: [{name: b, port: 80}]}, {backendRefs: [{name: c, port: 80}]}]}`,
+		`{parentRefs: [{group: "", kind: Service, name: a, namespace: default}, {group: core, kind: Service, name: b, port: 80}], rules: [{backendRefs: [{name: b, namespace: shop, port: 8080, weight: 0}]}]}`,
+		`{parentRefs: [{group: "", kind: Service, name: b, sectionName: grpc}, {name: edge}], rules: [{filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /x}}}], backendRefs: [{name: b, port: 80}]}]}`,
+		`{parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: x}]}`,
+		`{parentRefs: [{name: edge}], rules: [{backendRefs: [{name: b}]}]}`,
+		`{parentRefs: [{group: "", kind: Service, name: a}], rules: [{backendRefs: [{name: b}]}]}`,
+	},
+	"gateway.networking.k8s.io/v1 GRPCRoute": {
+		`{parentRefs: [{group: "", kind: Service, name: a, port: 8080}], rules: [{matches: [{method: {service: s}}], backendRefs: [{name: b, port: 80}]}]}`,
+		`{parentRefs: [{group: "", kind: Service, name: b}, {group: "", kind: Service, name: a}], rules: [{matches: [{headers: [{name: x, value: "1"}]}], backendRefs: [{name: c, port: 80}]}]}`,
+		`{parentRefs: [{group: "", kind: Service, name: a}], rules: [{matches: [{method: {}}]}]}`,
+	},
+	"policy.linkerd.io/v1beta3 HTTPRoute": {
+		`{parentRefs: [{group: core, kind: Service, name: a, namespace: default}]}`,
+		`{parentRefs: [{name: a}]}`,
+	},
 	"v1 ConfigMap":                       {`{}`},
 	"networking.istio.io/v1 Gateway":     {`{}`},
 	"networking.istio.io/v1 EnvoyFilter": {`{}`},
@@ -478,8 +495,11 @@ func placed(p *Plan, b *built) []any {
 	var all []any
 	for _, o := range b.origins {
 		by := o.by
-		if profile, ok := by.(*profile); ok { // which the plans may hold in different forms
-			by = profile.peek()
+		switch is := by.(type) { // which the plans may hold in different forms
+		case *profile:
+			by = is.peek()
+		case *gatewayRoute:
+			by = is.peek()
 		}
 		all = append(all, o.document, o.index, o.matches, by, p.places[o.by])
 	}

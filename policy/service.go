@@ -95,6 +95,7 @@ func (p *servedPort) protocol() string {
 
 // servicePort is a port that documents give to a service.
 type servicePort struct {
+	name   string // unless it is that of a ServiceEntry
 	number int
 	http2  bool // it speaks HTTP/2, even without TLS
 }
@@ -112,7 +113,7 @@ func (c *compiler) readService(r *reading, is *service) *served {
 	}
 	for _, p := range is.Spec.Ports {
 		if p.protocol() == "TCP" {
-			s.ports = append(s.ports, servicePort{int(p.Port), http2(p.Name, p.AppProtocol)})
+			s.ports = append(s.ports, servicePort{c.word(p.Name), int(p.Port), http2(p.Name, p.AppProtocol)})
 		}
 	}
 	return s

@@ -143,12 +143,21 @@ func portsOf(vs *istio.VirtualService, client istio.Client) (ports []int, some b
 	return ports, len(ports) > 0
 }
 
-// virtualServices assigns each host to the first document that claims it, the nearest first.
+// virtualServices assigns each host to the first VirtualService, or group of routes of the Gateway API, that claims it: the nearest first, as in
+// Istio. Routes of the workload's namespace come after the VirtualServices that are not exported to all namespaces, and other routes among those that
+// are, by age. If a VirtualService has no creation time, it comes before them.
 func (c *compiler) virtualServices() {
 	delegates := c.delegates()
 	claims := zeroed(&c.room.claims, len(c.virtual))
+	groups := c.attach()
 	for _, from := range []distance{atHome, nearby, anywhere} {
+		if from == anywhere {
+			groups = c.claimSome(groups, func(a *attached) bool { return a.members[0].namespace == c.plan.workload.Namespace })
+		}
 		for i, vs := range c.virtual {
+			if from == anywhere && groups != nil {
+				groups = c.claimSome(groups, func(a *attached) bool { return a.before(vs.created) })
+			}
 			switch {
 			case vs.Failed() || vs.is.from != from || vs.is.leaf:
 			case !vs.is.inMesh:
@@ -158,6 +167,7 @@ func (c *compiler) virtualServices() {
 			}
 		}
 	}
+	c.claimSome(groups, func(*attached) bool { return true })
 }
 
 // claim assigns the hosts of a document to it by a claim, if it is visible to the workload and some route applies to it.
@@ -186,24 +196,40 @@ func (c *compiler) claim(vs decoded[virtual], own *claim, delegates map[string]d
 		p.name(host)
 	}
 	for i, host := range v.hosts {
-		has, added := p.claims.add(host, own)
-		last := cmp.Or(c.lastClaims[host], has)
-		switch {
-		case added || last.virtual == v:
-		case last.ports() != nil: // this one is for the ports that those before it do not claim
-			if last == has {
-				last = has.own()
-				p.claims.set(host, last)
-			}
-			last.otherwise = own.own()
-			c.lastClaims[host] = last.otherwise
-		default:
-			first := c.of(last.virtual)
+		if before := c.claimHost(host, own); before != nil {
+			first := c.claimer(before)
 			vs.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
 				first.identity, host, first.file, first.Line)
 		}
 		p.name(host)
 	}
+}
+
+// claimHost assigns a host to a claim or, if there are claims for some ports before it, the other ports. It returns the claim that leaves none.
+func (c *compiler) claimHost(host string, own *claim) (before *claim) {
+	has, added := c.plan.claims.add(host, own)
+	last := cmp.Or(c.lastClaims[host], has)
+	switch {
+	case added || last.virtual == own.virtual && last.attached == own.attached:
+	case last.ports() != nil: // this one is for the ports that those before it do not claim
+		if last == has {
+			last = has.own()
+			c.plan.claims.set(host, last)
+		}
+		last.otherwise = own.own()
+		c.lastClaims[host] = last.otherwise
+	default:
+		return last
+	}
+	return nil
+}
+
+// claimer returns the first document of a claim.
+func (c *compiler) claimer(of *claim) *document {
+	if of.attached != nil {
+		return c.of(of.attached.members[0].gatewayRoute)
+	}
+	return c.of(of.virtual)
 }
 
 // subsets warns about destinations without endpoints, because no document defines their subset or their ServiceEntry lacks the port.

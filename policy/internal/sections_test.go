@@ -3,6 +3,7 @@ package internal
 import (
 	"reflect"
 
+	"github.com/nosidecar/mesh/policy/internal/gateway"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
@@ -17,6 +18,7 @@ const (
 	inEntry       = "hosts: [a.example.com], ports: [{number: 80, name: http, protocol: HTTP}], %s"
 	inEndpoint    = "hosts: [a.example.com], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [%s]"
 	inProfile     = "routes: [{name: a, %s}]"
+	inHTTPRoute   = "parentRefs: [{group: '', kind: Service, name: a}], rules: [{%s}]"
 	inSplit       = "service: a, backends: [%s]"
 	inSource      = "rules: [{from: [{source: {%s}}]}]"
 	inCondition   = "rules: [{when: [{%s, values: [a]}]}]"
@@ -114,6 +116,27 @@ var sections = []section{
 			{`dstOverrides: [{authority: b, weight: 1}]`, "%s", "authority", false},
 			{`dstOverrides: [{authority: 'b:80', weight: 0}]`, "%s", "dstOverrides", false},
 		},
+	},
+	{
+		apiVersion: "gateway.networking.k8s.io/v1", kind: "HTTPRoute", of: reflect.TypeFor[gateway.HTTPRoute](),
+		text: "Routes the calls to the Services that it is attached to; gateways among its parents are skipped. Linkerd's (`policy.linkerd.io`) are read as well. " +
+			"The rules of all routes of a Service in one namespace are merged, by the precedence of the Gateway API. Those of the caller's namespace take the place of those in the namespace of " +
+			"the Service; routes of other namespaces have no effect. A call that matches no rule gets a 404. " +
+			"Of Linkerd's annotations, `retry.linkerd.io/http`, `retry.linkerd.io/limit`, `retry.linkerd.io/timeout` and `timeout.linkerd.io/request` are enforced.\n",
+		probes: []probe{
+			{`parentRefs: [{kind: Service, name: a}]`, "%s", "parentRefs[0].group", false},
+			{`parentRefs: [{group: policy.linkerd.io, kind: Server, name: a}]`, "%s", "parentRefs[0]", false},
+			{`parentRefs: [{group: '', kind: Service, name: a, sectionName: http}]`, "%s", "sectionName", false},
+			{`backendRefs: [{group: multicluster.x-k8s.io, kind: ServiceImport, name: b, port: 80}]`, inHTTPRoute, "kind", false},
+			{`backendRefs: []`, inHTTPRoute, "backendRefs", false},
+			{`backendRefs: [{name: b, port: 80, filters: [{type: URLRewrite, urlRewrite: {hostname: c}}]}]`, inHTTPRoute, "filters[0]", false},
+			{`backendRefs: [{name: b, port: 80}], timeouts: {request: 0.5s}`, inHTTPRoute, "timeouts.request", false},
+		},
+	},
+	{
+		apiVersion: "gateway.networking.k8s.io/v1", kind: "GRPCRoute", of: reflect.TypeFor[gateway.GRPCRoute](),
+		text: "Routes calls of gRPC like an HTTPRoute. On a port of a Service that has GRPCRoutes, HTTPRoutes of the same namespace have no effect: other requests get a 404. " +
+			"A call that matches no rule ends with `UNIMPLEMENTED`, and one without a backend with `UNAVAILABLE`. The annotation for retries is `retry.linkerd.io/grpc`.\n",
 	},
 	{
 		apiVersion: "split.smi-spec.io/v1alpha4", kind: "TrafficSplit", of: reflect.TypeFor[smi.TrafficSplit](),

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/policy/internal/consul"
+	"github.com/nosidecar/mesh/policy/internal/gateway"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
@@ -43,8 +44,8 @@ func (a *API) VersionsOf(kind string) []string {
 
 // The groups of the Gateway API. The second one has what is on trial.
 const (
-	GatewayGroup      = "gateway.networking.k8s.io"
-	TrialGatewayGroup = "gateway.networking.x-k8s.io"
+	GatewayGroup      = gateway.Group
+	TrialGatewayGroup = gateway.TrialGroup
 )
 
 // ExtensionsGroup is the group of what extends the proxies of Istio.
@@ -52,7 +53,6 @@ const ExtensionsGroup = "extensions.istio.io"
 
 // What to do about kinds that are refused.
 const (
-	routes      = "write a VirtualService of " + istio.Group
 	traffic     = "set trafficPolicy of a DestinationRule of " + istio.Group
 	permissions = "write an AuthorizationPolicy of " + istio.SecurityGroup
 	outside     = "write a ServiceEntry of " + istio.Group
@@ -95,21 +95,23 @@ func Groups() map[string]API {
 		ExtensionsGroup:      {Instead: map[string]string{"WasmPlugin": extensions, "TrafficExtension": extensions}},
 		linkerd.Group:        {Versions: []string{"v1alpha1", "v1alpha2"}, Kinds: enforced("ServiceProfile")},
 		linkerd.PolicyGroup: {
-			Kinds: enforced("Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication", "NetworkAuthentication"),
+			Kinds: enforced("HTTPRoute", "Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication", "NetworkAuthentication"),
 			Of: map[string][]string{
-				"Server": {"v1alpha1", "v1beta1", "v1beta2", "v1beta3"}, "ServerAuthorization": {"v1alpha1", "v1beta1"},
+				"HTTPRoute": {"v1alpha1", "v1beta1", "v1beta2", "v1beta3"},
+				"Server":    {"v1alpha1", "v1beta1", "v1beta2", "v1beta3"}, "ServerAuthorization": {"v1alpha1", "v1beta1"},
 				"AuthorizationPolicy": {"v1alpha1"}, "MeshTLSAuthentication": {"v1alpha1"}, "NetworkAuthentication": {"v1alpha1"},
 			},
-			Instead: map[string]string{"HTTPRoute": routes, "HTTPLocalRateLimitPolicy": "set RateLimit of mesh.ServerConfig", "EgressNetwork": outside},
+			Instead: map[string]string{"HTTPLocalRateLimitPolicy": "set RateLimit of mesh.ServerConfig", "EgressNetwork": outside},
 		},
 		smi.SplitGroup: {Versions: alpha, Kinds: enforced("TrafficSplit")},
 		smi.SpecsGroup: {Versions: alpha, Kinds: enforced("HTTPRouteGroup"), Instead: map[string]string{
 			"TCPRoute": permissions + ", with ports", "UDPRoute": noUDP}},
 		"access.smi-spec.io": {Instead: map[string]string{"TrafficTarget": permissions}},
-		GatewayGroup: {Kinds: map[string]State{"Gateway": Meaningless, "GatewayClass": Meaningless, "ListenerSet": Meaningless, "ReferenceGrant": Meaningless}, Instead: map[string]string{
-			"BackendLBPolicy": traffic, "HTTPRoute": routes, "GRPCRoute": routes, "TLSRoute": noTCPRoutes, "TCPRoute": noTCPRoutes, "UDPRoute": noUDP,
-			"BackendTLSPolicy": "set trafficPolicy.tls of a DestinationRule of " + istio.Group,
-		}},
+		GatewayGroup: {Kinds: map[string]State{"Gateway": Meaningless, "GatewayClass": Meaningless, "ListenerSet": Meaningless, "ReferenceGrant": Meaningless, "HTTPRoute": Enforced, "GRPCRoute": Enforced},
+			Of: map[string][]string{"HTTPRoute": {"v1alpha2", "v1beta1", "v1"}, "GRPCRoute": {"v1alpha2", "v1"}}, Instead: map[string]string{
+				"BackendLBPolicy": traffic, "TLSRoute": noTCPRoutes, "TCPRoute": noTCPRoutes, "UDPRoute": noUDP,
+				"BackendTLSPolicy": "set trafficPolicy.tls of a DestinationRule of " + istio.Group,
+			}},
 		TrialGatewayGroup: {Kinds: map[string]State{"XListenerSet": Meaningless, "XMesh": Meaningless}, Instead: map[string]string{"XBackendTrafficPolicy": traffic}},
 		consul.Group:      {Versions: []string{"v1alpha1"}, Kinds: consuls, Instead: maps.Clone(consul.OtherObjects)},
 	}
