@@ -1,0 +1,85 @@
+package meshgrpc_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
+)
+
+// grpcRoute is a GRPCRoute for the service echo.
+func grpcRoute(rules string) string {
+	return "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: echo}\n" +
+		"spec:\n  parentRefs: [{group: \"\", kind: Service, name: echo}]\n  rules:\n" + rules
+}
+
+// echoVersions finds the services echo-v1 and echo-v2, whose answers have their name in the header "from", and a header that they saw.
+func echoVersions(t *testing.T) mesh.Option {
+	registry := make(discovery.Static)
+	for _, name := range []string{"echo-v1", "echo-v2"} {
+		registry[name] = []discovery.Endpoint{serve(t, &grpctest.Service{Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			md, _ := metadata.FromIncomingContext(ctx)
+			return &grpctest.Response{}, grpc.SetHeader(ctx, metadata.Pairs("from", name, "saw", strings.Join(md["x-header-set"], ",")))
+		}})}
+	}
+	return mesh.WithDiscovery(registry)
+}
+
+// TestGRPCRoute_Weight: MeshGRPCRouteWeight.
+func TestGRPCRoute_Weight(t *testing.T) {
+	leak.Check(t)
+	conn := connect(t, meshtest.New(t, grpcRoute("  - backendRefs: [{name: echo-v1, port: 80, weight: 70}, {name: echo-v2, port: 80, weight: 30}]\n"), echoVersions(t)), "mesh:///echo:80")
+	count := make(map[string]int)
+	for range 500 {
+		var header metadata.MD
+		if err := conn.Invoke(t.Context(), grpctest.UnaryMethod, &grpctest.Request{}, &grpctest.Response{}, grpc.Header(&header)); err != nil {
+			t.Fatal(err)
+		}
+		count[header["from"][0]]++
+	}
+	if n := count["echo-v1"]; n < 290 || n > 410 || n+count["echo-v2"] != 500 {
+		t.Errorf("calls went to %v, want 70 and 30 percent", count)
+	}
+}
+
+// TestGRPCRoute: methods, headers and what has no backend. An HTTPRoute of the same service has no effect.
+func TestGRPCRoute(t *testing.T) {
+	leak.Check(t)
+	documents := grpcRoute(`
+  - matches: [{method: {service: grpc.testing.TestService, method: UnaryCall}}]
+    filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: X-Header-Set, value: set-overwrites-values}]}}]
+    backendRefs: [{name: echo-v1, port: 80}]
+  - matches: [{method: {service: grpc.testing.TestService, method: UnaryCall}, headers: [{name: version, value: two}]}]
+    backendRefs: [{name: echo-v2, port: 80}]
+  - matches: [{method: {service: none}}]
+`) + "---\n" + strings.Replace(grpcRoute("  - backendRefs: [{name: echo-v2, port: 80}]\n"), "GRPCRoute", "HTTPRoute", 1)
+	conn := connect(t, meshtest.New(t, documents, echoVersions(t)), "mesh:///echo:80")
+	for _, tt := range []struct{ method, version, want string }{
+		{grpctest.UnaryMethod, "one", "OK echo-v1 set-overwrites-values"},
+		{grpctest.UnaryMethod, "two", "OK echo-v2 some"},
+		{"/none/Method", "two", fmt.Sprint(codes.Unavailable)},
+		{"/grpc.testing.TestService/EmptyCall", "two", fmt.Sprint(codes.Unimplemented)},
+	} {
+		var header metadata.MD
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "version", tt.version, "x-header-set", "some")
+		err := conn.Invoke(ctx, tt.method, &grpctest.Request{}, &grpctest.Response{}, grpc.Header(&header))
+		got := status.Code(err).String()
+		if err == nil {
+			got += " " + strings.Join(append(header["from"], header["saw"]...), " ")
+		}
+		if got != tt.want {
+			t.Errorf("%s of version %s: %s (%v), want %s", tt.method, tt.version, got, err, tt.want)
+		}
+	}
+}
