@@ -37,7 +37,7 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	if from == nil {
 		return nil
 	}
-	source := oneWorkload{Source: from, namespace: m.workload.Namespace, service: m.workload.Service}
+	source := oneWorkload{Source: from, namespace: m.workload.Namespace, service: m.workload.Service, account: m.workload.ServiceAccount}
 	if late {
 		source.domain = m.trustDomain()
 		source.namespace = cmp.Or(m.workload.Namespace, namespaces.DefaultOwn)
@@ -69,8 +69,9 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	m.workload.TrustDomain = cmp.Or(m.workload.TrustDomain, id.TrustDomain().Name())
 	m.workload.Namespace = cmp.Or(m.workload.Namespace, namespaceOf(id))
 	m.workload.Service = cmp.Or(m.workload.Service, serviceOf(id))
+	m.workload.ServiceAccount = cmp.Or(m.workload.ServiceAccount, accountOf(id))
 	return cmp.Or(checkTrustDomain(id, m.workload.TrustDomain), checkNamespace(id, cmp.Or(m.workload.Namespace, namespaces.DefaultOwn)),
-		checkService(id, m.workload.Service))
+		checkService(id, m.workload.Service), checkAccount(id, m.workload.ServiceAccount))
 }
 
 // tellOfWait tells the observers, until ctx ends, that New is waiting for an identity.
@@ -121,12 +122,34 @@ func checkNamespace(id *tlsid.Identity, namespace string) error {
 
 // namespaceOf returns the namespace in an identity of Istio's form, /ns/NAMESPACE/sa/ACCOUNT, and "" for others.
 func namespaceOf(id *tlsid.Identity) string {
-	rest, ok := strings.CutPrefix(id.ID().Path(), "/ns/")
-	namespace, account, _ := strings.Cut(rest, "/")
-	if !ok || !strings.HasPrefix(account, "sa/") {
-		return ""
-	}
+	namespace, _ := ofIstio(id)
 	return namespace
+}
+
+// accountOf returns the service account in an identity of Istio's form, and "" for others.
+func accountOf(id *tlsid.Identity) string {
+	_, account := ofIstio(id)
+	return account
+}
+
+func ofIstio(id *tlsid.Identity) (namespace, account string) {
+	rest, ok := strings.CutPrefix(id.ID().Path(), "/ns/")
+	namespace, rest, _ = strings.Cut(rest, "/")
+	account, found := strings.CutPrefix(rest, "sa/")
+	if !ok || !found {
+		return "", ""
+	}
+	return namespace, account
+}
+
+// checkAccount returns an error if the identity is that of another service account than the workload's: the TrafficTargets of the wrong one
+// would be enforced.
+func checkAccount(id *tlsid.Identity, account string) error {
+	if own := accountOf(id); own != "" && account != "" && own != account {
+		return fmt.Errorf("mesh: the identity %s is of the service account %s, and the workload is of %s: correct ServiceAccount in WithWorkload, "+
+			"or the variable SERVICE_ACCOUNT", id.ID(), own, account)
+	}
+	return nil
 }
 
 // serviceOf returns the service in an identity of Consul Connect's form, and "" for others.
@@ -145,24 +168,26 @@ func checkService(id *tlsid.Identity, service string) error {
 	return nil
 }
 
-// oneWorkload is a source whose identities all have one trust domain, namespace and service. Any other is an error.
+// oneWorkload is a source whose identities all have one trust domain, namespace, service and service account. Any other is an error.
 type oneWorkload struct {
 	tlsid.Source
 	domain    string // empty: the first identity's, which New checks
 	namespace string // empty: the first identity's, if it has one
 	service   string // likewise
+	account   string // likewise
 }
 
 // Watch implements tlsid.Source.
 func (s oneWorkload) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
 	return func(yield func(*tlsid.Identity, error) bool) {
-		domain, namespace, service := s.domain, s.namespace, s.service
+		domain, namespace, service, account := s.domain, s.namespace, s.service, s.account
 		for id, err := range s.Source.Watch(ctx) {
 			if err == nil && id != nil {
-				service = cmp.Or(service, serviceOf(id))
+				service, account = cmp.Or(service, serviceOf(id)), cmp.Or(account, accountOf(id))
 				if domain == "" {
 					domain, namespace = id.TrustDomain().Name(), cmp.Or(namespace, namespaceOf(id), namespaces.DefaultOwn)
-				} else if err = cmp.Or(checkTrustDomain(id, domain), checkNamespace(id, namespace), checkService(id, service)); err != nil {
+				} else if err = cmp.Or(checkTrustDomain(id, domain), checkNamespace(id, namespace), checkService(id, service),
+					checkAccount(id, account)); err != nil {
 					id = nil
 				}
 			}

@@ -9,6 +9,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
+	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
 // A security document that selects the wrong workloads does nothing for the right ones, and nobody notices. The functions below report
@@ -38,11 +39,18 @@ const null = "has no value and counts as absent, as in a cluster: give it one or
 // "tls" calls may be in plaintext.
 func nulls(d *yamldoc.Document, group, kind string) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		protects := catalog.Protects(group, kind)
+		protects := catalog.Protects(group, kind) || group == smi.SpecsGroup
 		if !protects && kind != "DestinationRule" && kind != "ServiceEntry" {
 			return
 		}
-		for at := range d.Nulls("spec") {
+		below := "spec"
+		if (group == smi.SpecsGroup || group == smi.AccessGroup) && !d.Has(below) {
+			below = "" // of an early version
+		}
+		for at := range d.Nulls(below) {
+			if strings.HasPrefix(at, "metadata") {
+				continue
+			}
 			if (protects || strings.Contains(at+".", ".tls.") || at == "spec.subjectAltNames") && !yield(at) {
 				return
 			}
@@ -183,6 +191,14 @@ func (c *compiler) unprotected() {
 			first = s.document
 		}
 	}
+	for _, tt := range c.targets {
+		if tt.is.selected {
+			return
+		}
+		if first == nil {
+			first = tt.document
+		}
+	}
 	for _, pa := range c.peers {
 		selector := pa.is.Spec.Selector
 		if pa.namespace == w.Namespace && selector.Selects(w.Labels) || pa.namespace == w.RootNamespace && selector.Labels() == nil {
@@ -245,6 +261,8 @@ func (d *document) inForce(w *Workload) bool {
 		return is.selected || is.is.Spec.Selector.Labels() == nil
 	case *linkerd.Server:
 		return !is.Spec.ByLabels() || d.namespace == w.Namespace && is.Spec.Selects(w.Labels)
+	case *target:
+		return is.selected
 	}
 	return true
 }

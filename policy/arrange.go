@@ -71,6 +71,10 @@ func (c *compiler) sort(d *document) {
 		c.smi = append(c.smi, decoded[smi.TrafficSplit]{d, is})
 	case *smi.HTTPRouteGroup:
 		c.routeGroups = append(c.routeGroups, decoded[smi.HTTPRouteGroup]{d, is})
+	case *smi.TCPRoute:
+		c.tcpRoutes = append(c.tcpRoutes, decoded[smi.TCPRoute]{d, is})
+	case *target:
+		c.targets = append(c.targets, decoded[target]{d, is})
 	case *served:
 		c.kubernetes = append(c.kubernetes, decoded[served]{d, is})
 	case *istio.PeerAuthentication:

@@ -13,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
 // closure is what is closed because a document that may protect it cannot be used. The zero value closes nothing.
@@ -81,7 +82,24 @@ func (c *compiler) denies(p *piece) bool {
 		at = "spec.podSelector"
 	}
 	labels, readable := selected(p.Document, at)
-	return !readable || p.group == smiAccess || istio.Within(labels, w.Labels)
+	return !readable || p.group == smi.AccessGroup && !p.ofOthers(w.ServiceAccount) || p.group != smi.AccessGroup && istio.Within(labels, w.Labels)
+}
+
+// ofOthers reports whether a TrafficTarget of SMI is certainly about another service account than the one of the workload, if that is known.
+func (p *piece) ofOthers(account string) bool {
+	named := false
+	for _, at := range []string{"destination", "spec.destination"} {
+		switch name := p.Text(at + ".name"); {
+		case !p.clear(strings.TrimSuffix(at, ".destination"), at):
+			return false
+		case !p.Has(at):
+		case p.Text(at+".kind") != "ServiceAccount" || !p.IsText(at+".name") || !yamldoc.IsName(name) || name == account:
+			return false
+		default:
+			named = true
+		}
+	}
+	return named && account != "" && p.kind == "TrafficTarget"
 }
 
 // unheardOf reports whether no API has the kind of a document, so that another one is meant.
@@ -128,7 +146,7 @@ func (c *compiler) elsewhere(p *piece) bool {
 	if !ok || keys == nil && p.nowhere || keys != nil && !(p.clear("metadata") && p.IsText("metadata.namespace") && p.Text("metadata.namespace") != "") {
 		return false
 	}
-	if p.group == smiAccess && p.targets(c.plan.workload.Namespace) {
+	if p.group == smi.AccessGroup && p.targets(c.plan.workload.Namespace) {
 		return false
 	}
 	namespace, w := cmp.Or(p.namespace, p.Text("metadata.namespace")), &c.plan.workload
@@ -187,10 +205,7 @@ func (p *piece) clear(paths ...string) bool {
 	})
 }
 
-const (
-	linkerdPolicy = "policy.linkerd.io"
-	smiAccess     = "access.smi-spec.io"
-)
+const linkerdPolicy = "policy.linkerd.io"
 
 // harmless reports whether a document that restricts who may call whom would deny no request to this process.
 func (p *piece) harmless() bool {

@@ -42,6 +42,7 @@ func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 		c.unprotected()
 	}
 	c.unnamed()
+	c.anonymous()
 	if c.plan.inForce = c.last.inForce; !slices.Equal(c.plan.inForce, c.countInForce(func(d *document) bool { return d.inForce(&c.plan.workload) })) {
 		c.plan.inForce = slices.Clone(c.room.counts)
 	}
@@ -118,6 +119,10 @@ func (w *Workload) check() Findings {
 				"which is lower-case letters, digits and hyphens", n.what, n.name, n.field)})
 		}
 	}
+	if w.ServiceAccount != "" && !yamldoc.IsName(w.ServiceAccount) {
+		findings = append(findings, Finding{Severity: Error, Message: fmt.Sprintf("%q is not the name of a service account: "+
+			"correct Workload.ServiceAccount, which is lower-case letters, digits, hyphens and dots, without the namespace", w.ServiceAccount)})
+	}
 	return findings
 }
 
@@ -151,6 +156,7 @@ func (c *compiler) combineAll() {
 	c.peerAuthentications()
 	c.authorizationPolicies()
 	c.linkerdServers()
+	c.trafficTargets()
 	c.requestAuthentications()
 	c.telemetries()
 }
@@ -236,6 +242,8 @@ type compiler struct {
 	linkerd     []decoded[profile]
 	smi         []decoded[smi.TrafficSplit]
 	routeGroups []decoded[smi.HTTPRouteGroup]
+	tcpRoutes   []decoded[smi.TCPRoute]
+	targets     []decoded[target]
 	kubernetes  []decoded[served]
 	peers       []decoded[istio.PeerAuthentication]
 	access      []decoded[access]

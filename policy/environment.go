@@ -22,6 +22,7 @@ import (
 //	Labels         ISTIO_METAJSON_LABELS, a JSON object, overridden by the file /etc/istio/pod/labels of the downward API
 //	Address        INSTANCE_IP, otherwise POD_IP
 //	TrustDomain    TRUST_DOMAIN
+//	ServiceAccount SERVICE_ACCOUNT
 //	ClusterDomain  the search list of /etc/resolv.conf, which contains "svc.cluster.local" in a pod
 //	Locality       the label istio-locality ("region.zone.subzone"), otherwise the labels topology.kubernetes.io/region and
 //	               /zone and topology.istio.io/subzone
@@ -37,6 +38,7 @@ func (w Workload) Or(defaults Workload) Workload {
 	w.RootNamespace = cmp.Or(w.RootNamespace, defaults.RootNamespace)
 	w.ClusterDomain = cmp.Or(w.ClusterDomain, defaults.ClusterDomain)
 	w.TrustDomain = cmp.Or(w.TrustDomain, defaults.TrustDomain)
+	w.ServiceAccount = cmp.Or(w.ServiceAccount, defaults.ServiceAccount)
 	w.Paths = cmp.Or(w.Paths, defaults.Paths)
 	w.Locality = cmp.Or(w.Locality, defaults.Locality)
 	w.Address = cmp.Or(w.Address, defaults.Address)
@@ -74,9 +76,10 @@ func workloadFrom(getenv func(string) string, readFile func(string) ([]byte, err
 		return string(text)
 	}
 	w := Workload{
-		Namespace:   getenv("POD_NAMESPACE"),
-		TrustDomain: getenv("TRUST_DOMAIN"),
-		Address:     cmp.Or(getenv("INSTANCE_IP"), getenv("POD_IP")),
+		Namespace:      getenv("POD_NAMESPACE"),
+		TrustDomain:    getenv("TRUST_DOMAIN"),
+		ServiceAccount: getenv("SERVICE_ACCOUNT"),
+		Address:        cmp.Or(getenv("INSTANCE_IP"), getenv("POD_IP")),
 	}
 	if w.Namespace == "" {
 		w.Namespace = strings.TrimSpace(read("/var/run/secrets/kubernetes.io/serviceaccount/namespace"))

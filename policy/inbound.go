@@ -64,8 +64,8 @@ func (in *Inbound) Authorize(r *authz.Request) (d authz.Decision) {
 	return d
 }
 
-// Authorizes reports whether an enforced policy applies to the workload: an AuthorizationPolicy, service-intentions of Consul, or a Server of
-// Linkerd.
+// Authorizes reports whether an enforced policy applies to the workload: an AuthorizationPolicy, service-intentions of Consul, a Server of
+// Linkerd, or a TrafficTarget of SMI.
 func (in *Inbound) Authorizes() bool {
 	return in.authorizes
 }

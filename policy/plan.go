@@ -41,6 +41,11 @@ type Workload struct {
 	// "cluster.local".
 	TrustDomain string
 
+	// ServiceAccount is the name of the workload's service account, to which TrafficTargets of SMI allow requests. Empty means that of an
+	// identity of the form spiffe://DOMAIN/ns/NAMESPACE/sa/NAME. Without one, it is not known, and a TrafficTarget in the namespace of the
+	// workload closes it.
+	ServiceAccount string
+
 	// Ports has the numbers of the workload's ports by the names that Servers of Linkerd call them, as they are in the containers of a pod. A
 	// number of 0 says that the workload has no port of that name. As long as the port of a Server is not known, every port needs its
 	// authorizations.

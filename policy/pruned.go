@@ -8,6 +8,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
+	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
 // lastApplied is the annotation in which kubectl stores a document as it was applied.
@@ -36,7 +37,7 @@ func (c *compiler) pruned(doc *yamldoc.Document, r *reading) {
 		return
 	}
 	c.shape(written, r)
-	protects := catalog.Protects(r.group, r.kind)
+	protects := catalog.Protects(r.group, r.kind) || r.group == smi.SpecsGroup // TrafficTargets allow what these describe
 	if r.group == consul.Group {
 		protects = catalog.Protects(r.group, doc.Text("kind"))
 	}

@@ -384,6 +384,10 @@ func blank(group, kind string) istio.Document {
 		return new(smi.TrafficSplit)
 	case "HTTPRouteGroup":
 		return new(smi.HTTPRouteGroup)
+	case "TCPRoute":
+		return new(smi.TCPRoute)
+	case "TrafficTarget":
+		return new(smi.TrafficTarget)
 	case "Service":
 		return new(service)
 	case "HTTPRoute":
@@ -402,7 +406,7 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		idle = istio.AtGateways(doc, true)
 	case r.kind == "Service":
 		tuned(doc)
-	case r.group == istio.SecurityGroup, r.group == linkerd.PolicyGroup && r.kind != "HTTPRoute":
+	case r.group == istio.SecurityGroup, r.group == smi.AccessGroup, r.group == linkerd.PolicyGroup && r.kind != "HTTPRoute":
 		c.unplaced(doc)
 	}
 	is := blank(r.group, r.kind)
@@ -439,9 +443,11 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		return readRoute(c, doc, r, is)
 	case *gateway.GRPCRoute:
 		return readRoute(c, doc, r, is)
+	case *smi.TrafficTarget:
+		return c.readTarget(r, is)
 	}
 	c.strangers(doc, is)
-	return is // *istio.PeerAuthentication, *smi.TrafficSplit, *smi.HTTPRouteGroup or one of those in guards
+	return is // *istio.PeerAuthentication, *smi.TrafficSplit, *smi.HTTPRouteGroup, *smi.TCPRoute or one of those in guards
 }
 
 // delegated returns the additional findings of a delegate to which a route in the mesh hands requests.

@@ -36,11 +36,7 @@ type splitPart struct {
 // trafficSplits assigns each service its first split.
 func (c *compiler) trafficSplits() {
 	p := c.plan
-	groups := make(map[string]decoded[smi.HTTPRouteGroup])
-	for _, g := range c.routeGroups {
-		groups[g.namespace+"/"+g.name] = g
-	}
-	used := make(map[string]bool)
+	groups, used := byName(c.routeGroups), c.referred()
 	for _, ts := range c.smi {
 		if ts.Failed() {
 			continue
@@ -56,7 +52,7 @@ func (c *compiler) trafficSplits() {
 				}
 				continue
 			}
-			used[name] = true
+			used[group.identity] = true
 			if !group.Failed() {
 				when = append(when, group.is.Routes()...)
 			}
@@ -82,8 +78,8 @@ func (c *compiler) trafficSplits() {
 		c.splits[host] = &split{ts.is, ts.identity, c.byPort(ts, host, when, backends)}
 	}
 	for _, g := range c.routeGroups {
-		if !used[g.namespace+"/"+g.name] && !g.Failed() {
-			g.Warnf("", "no TrafficSplit refers to it: it has no effect")
+		if !used[g.identity] && !g.Failed() {
+			g.Warnf("", "no TrafficSplit and no TrafficTarget refers to it: it has no effect")
 		}
 	}
 }

@@ -6,10 +6,12 @@ import (
 
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
+	"github.com/nosidecar/mesh/policy/internal/smi"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// authenticates returns what the document says about who may connect, whose tokens are accepted, or what Linkerd protects and authorizes. It returns nil for other kinds.
+// authenticates returns what the document says about who may connect, whose tokens are accepted, or what is protected and authorized. It
+// returns nil for other kinds.
 func (d *document) authenticates() any {
 	switch is := d.is.(type) {
 	case *istio.PeerAuthentication:
@@ -26,6 +28,12 @@ func (d *document) authenticates() any {
 		return &is.Spec
 	case *linkerd.NetworkAuthentication:
 		return &is.Spec
+	case *target:
+		return is.is.Content()
+	case *smi.HTTPRouteGroup:
+		return is.Routes()
+	case *smi.TCPRoute:
+		return is.Spec
 	}
 	return nil
 }

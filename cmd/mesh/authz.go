@@ -38,6 +38,7 @@ func authz(args []string, stdout io.Writer) (code int, err error) {
 	peer := inbound{source: netip.AddrFrom4([4]byte{127, 0, 0, 1}), now: time.Now()}
 	peer.flags(flags)
 	flags.Func("jwks", "", keys.add)
+	flags.StringVar(&flags.workload.ServiceAccount, "service-account", "", "")
 	flags.BoolVar(&flags.workload.AllowByDefault, "allow-by-default", false, "")
 	target, err := flags.parse(args)
 	if err != nil {

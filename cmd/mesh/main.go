@@ -69,6 +69,7 @@ const usage = `Usage:
         --principal P       the peer's identity, such as cluster.local/ns/default/sa/name, or DOMAIN/ns/default/dc/DC/svc/NAME for
                             Consul Connect, whose DOMAIN is the workload's too; without it, the connection is plaintext
         --service NAME      the Consul service that the workload is an instance of (default: the URL's host up to the first dot)
+        --service-account N the workload's service account, for TrafficTargets of SMI (default: it is not known, so any may be about it)
         --allow-by-default  allow a peer about which no service-intentions decides, as Consul's servers may be configured to do
         --source-ip IP      the peer's address (default 127.0.0.1)
         --port N            the workload's port (default that of the URL)

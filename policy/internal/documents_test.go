@@ -512,7 +512,7 @@ var groups = []group{
 		"NetworkAuthentication", "HTTPRoute", "HTTPLocalRateLimitPolicy", "EgressNetwork"}},
 	{smi.SplitGroup, []string{"TrafficSplit"}},
 	{smi.SpecsGroup, []string{"HTTPRouteGroup", "TCPRoute", "UDPRoute"}},
-	{"access.smi-spec.io", []string{"TrafficTarget"}},
+	{smi.AccessGroup, []string{"TrafficTarget"}},
 	{"gateway.networking.k8s.io", []string{"HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy",
 		"BackendLBPolicy", "ReferenceGrant", "Gateway", "GatewayClass", "ListenerSet"}},
 	{"gateway.networking.x-k8s.io", []string{"XBackendTrafficPolicy", "XListenerSet", "XMesh"}},

@@ -20,6 +20,8 @@ const (
 	inProfile     = "routes: [{name: a, %s}]"
 	inHTTPRoute   = "parentRefs: [{group: '', kind: Service, name: a}], rules: [{%s}]"
 	inSplit       = "service: a, backends: [%s]"
+	inTarget      = "destination: {kind: ServiceAccount, name: a, %s}, rules: [{kind: TCPRoute, name: a}], sources: [{kind: ServiceAccount, name: b, namespace: c}]"
+	inRules       = "destination: {kind: ServiceAccount, name: a}, rules: [%s], sources: [{kind: ServiceAccount, name: b, namespace: c}]"
 	inSource      = "rules: [{from: [{source: {%s}}]}]"
 	inCondition   = "rules: [{when: [{%s, values: [a]}]}]"
 )
@@ -151,11 +153,34 @@ var sections = []section{
 	},
 	{
 		apiVersion: "specs.smi-spec.io/v1alpha4", kind: "HTTPRouteGroup", of: reflect.TypeFor[smi.HTTPRouteGroup](),
-		text: "Names the calls that a TrafficSplit divides. Up to v1alpha2 `matches` is next to the metadata, later in `spec`; headers " +
-			"exist from v1alpha2 on.\n",
+		text: "Names the calls that a TrafficSplit divides, and the requests that a TrafficTarget allows. Up to v1alpha2 `matches` is next to the " +
+			"metadata, later in `spec`; headers exist from v1alpha2 on.\n",
 		probes: []probe{
 			{`matches: [{name: a, methods: []}]`, "%s", "methods", false},
 			{`matches: []`, "%s", "matches", false},
+		},
+	},
+	{
+		apiVersion: "specs.smi-spec.io/v1alpha4", kind: "TCPRoute", of: reflect.TypeFor[smi.TCPRoute](),
+		text: "Names the ports that a TrafficTarget allows: all, if the list is empty and up to v1alpha3. They are ports of the workload.\n",
+		probes: []probe{
+			{`matches: {}`, "%s", "ports", false},
+		},
+	},
+	{
+		apiVersion: "access.smi-spec.io/v1alpha3", kind: "TrafficTarget", of: reflect.TypeFor[smi.TrafficTarget](),
+		text: "Says which service accounts may do what with the workloads of another one. Once a TrafficTarget is about the service account of " +
+			"the workload, in its namespace, only what one of them allows is allowed, and only if the documents of all other kinds allow it, too. " +
+			"Without one, nothing is denied. In v1alpha1 `destination`, `specs` (in place of `rules`) and `sources` are next to the metadata; " +
+			"`destination.port` exists up to v1alpha2.\n",
+		probes: []probe{
+			{`namespace: other`, inTarget, "namespace", false},
+			{`port: 80`, inTarget, "port", false},
+			{`{kind: HTTPRouteGroup, name: a, matches: []}`, inRules, "matches", false},
+			{`{kind: TCPRoute, name: a, matches: [b]}`, inRules, "matches", false},
+			{`{kind: UDPRoute, name: a}`, inRules, "kind", false},
+			{`{kind: HTTPRouteGroup, name: a}`, inRules, "name", false},
+			{`{kind: ServiceAccount, name: a}`, "destination: {kind: ServiceAccount, name: a}, rules: [{kind: TCPRoute, name: a}], sources: [%s]", "sources[0].namespace", false},
 		},
 	},
 	{

@@ -103,10 +103,9 @@ func Groups() map[string]API {
 			},
 			Instead: map[string]string{"HTTPLocalRateLimitPolicy": "set RateLimit of mesh.ServerConfig", "EgressNetwork": outside},
 		},
-		smi.SplitGroup: {Versions: alpha, Kinds: enforced("TrafficSplit")},
-		smi.SpecsGroup: {Versions: alpha, Kinds: enforced("HTTPRouteGroup"), Instead: map[string]string{
-			"TCPRoute": permissions + ", with ports", "UDPRoute": noUDP}},
-		"access.smi-spec.io": {Instead: map[string]string{"TrafficTarget": permissions}},
+		smi.SplitGroup:  {Versions: alpha, Kinds: enforced("TrafficSplit")},
+		smi.SpecsGroup:  {Versions: alpha, Kinds: enforced("HTTPRouteGroup", "TCPRoute"), Instead: map[string]string{"UDPRoute": noUDP}},
+		smi.AccessGroup: {Versions: alpha[:3], Kinds: enforced("TrafficTarget")},
 		GatewayGroup: {Kinds: map[string]State{"Gateway": Meaningless, "GatewayClass": Meaningless, "ListenerSet": Meaningless, "ReferenceGrant": Meaningless, "HTTPRoute": Enforced, "GRPCRoute": Enforced},
 			Of: map[string][]string{"HTTPRoute": {"v1alpha2", "v1beta1", "v1"}, "GRPCRoute": {"v1alpha2", "v1"}}, Instead: map[string]string{
 				"BackendLBPolicy": traffic, "TLSRoute": noTCPRoutes, "TCPRoute": noTCPRoutes, "UDPRoute": noUDP,
@@ -166,7 +165,7 @@ func All() []Kind {
 // Protects reports whether documents of a kind restrict who may call whom.
 func Protects(group, kind string) bool {
 	switch group {
-	case istio.SecurityGroup, "access.smi-spec.io":
+	case istio.SecurityGroup, smi.AccessGroup:
 		return true
 	case linkerd.PolicyGroup:
 		return kind != "HTTPRoute" && kind != "HTTPLocalRateLimitPolicy" && kind != "EgressNetwork"

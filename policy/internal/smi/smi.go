@@ -13,8 +13,9 @@ import "github.com/nosidecar/mesh/internal/yamldoc"
 
 // The API groups of the documents.
 const (
-	SplitGroup = "split.smi-spec.io"
-	SpecsGroup = "specs.smi-spec.io"
+	SplitGroup  = "split.smi-spec.io"
+	SpecsGroup  = "specs.smi-spec.io"
+	AccessGroup = "access.smi-spec.io"
 )
 
 // TrafficSplit divides the requests to a service, called the root, between services.
@@ -43,7 +44,7 @@ type GroupRef struct {
 	Name     string `yaml:"name,required"`
 }
 
-// HTTPRouteGroup is a set of alternative matches.
+// HTTPRouteGroup is a set of alternative matches, for TrafficSplits and TrafficTargets.
 type HTTPRouteGroup struct {
 	yamldoc.Object
 	Spec    *HTTPRouteGroupSpec `yaml:"spec"`    // since v1alpha3

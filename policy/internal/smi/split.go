@@ -42,15 +42,30 @@ func (g *HTTPRouteGroup) matches() []HTTPMatch {
 	return g.Matches
 }
 
+// Has reports whether the group has a match with a name.
+func (g *HTTPRouteGroup) Has(name string) bool {
+	return slices.ContainsFunc(g.matches(), func(m HTTPMatch) bool { return m.Name == name })
+}
+
+// path returns the regular expression for whole paths, or "" if all paths match. In the specification, the pattern is anchored only at the
+// start of the path.
+func (m *HTTPMatch) path() string {
+	if m.PathRegex == "" {
+		return ""
+	}
+	return "(?:" + m.PathRegex + ")(?s:.*)"
+}
+
+func (m *HTTPMatch) anyMethod() bool { return len(m.Methods) == 0 || slices.Contains(m.Methods, "*") }
+
 // Routes translates the matches of a group, which must have passed Check. For a group without matches, it returns one that matches no
 // request.
 func (g *HTTPRouteGroup) Routes() []route.Match {
 	var out []route.Match
 	for _, m := range g.matches() {
 		match := route.Match{Name: m.Name}
-		if m.PathRegex != "" {
-			// In the specification, the pattern is anchored only at the start of the path.
-			match.URI = route.StringMatch{Kind: route.Regex, Value: "(?:" + m.PathRegex + ")(?s:.*)"}
+		if path := m.path(); path != "" {
+			match.URI = route.StringMatch{Kind: route.Regex, Value: path}
 		}
 		for _, headers := range m.Headers {
 			for _, name := range slices.Sorted(maps.Keys(headers)) {
@@ -58,7 +73,7 @@ func (g *HTTPRouteGroup) Routes() []route.Match {
 				match.Headers = append(match.Headers, route.KeyMatch{Key: name, Value: value})
 			}
 		}
-		if len(m.Methods) == 0 || slices.Contains(m.Methods, "*") {
+		if m.anyMethod() {
 			out = append(out, match)
 			continue
 		}
