@@ -17,7 +17,8 @@ var (
 	// ErrClosed is returned for calls made after [Mesh.Close].
 	ErrClosed = engine.ErrClosed
 
-	// ErrNotInMesh is returned for a host that neither a document nor discovery knows; see [WithRegistryOnly].
+	// ErrNotInMesh is returned for a host that neither a document nor discovery knows, or that the Sidecar of the workload does not
+	// import; see [WithRegistryOnly].
 	ErrNotInMesh = engine.ErrNotInMesh
 )
 

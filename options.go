@@ -238,7 +238,7 @@ func WithLateIdentity(source tlsid.Source) Option {
 }
 
 // WithRegistryOnly refuses calls to hosts outside the mesh (those that no document names and discovery does not know) with
-// [ErrNotInMesh]. Without [WithDiscovery] only hosts that documents name are part of the mesh. It is REGISTRY_ONLY of
+// [ErrNotInMesh]. No Sidecar opens what it closes, and one can close as much. Without [WithDiscovery] only hosts that documents name are part of the mesh. It is REGISTRY_ONLY of
 // Istio's outboundTrafficPolicy. By default such calls pass with a plain transport, without any policy (ALLOW_ANY).
 func WithRegistryOnly() Option {
 	return func(o *options) error {

@@ -38,11 +38,11 @@ func (in *inbound) nameUser() {
 }
 
 // initKeys has keys from hosts in the mesh fetched through the mesh, and other keys directly: documents about calls to hosts outside
-// the mesh are not meant for the mesh's own calls.
+// the mesh are not meant for the mesh's own calls, and neither is a Sidecar that refuses them.
 func (m *Mesh) initKeys() {
 	m.workload.Keys = &m.keys
 	m.keys.Transport = func(r *http.Request) http.RoundTripper {
-		if host := m.engine.Plan().Host(r.URL.Host); host.Known || host.Service.Name != "" { // a service of the cluster has a Name
+		if host := m.engine.Plan().Host(r.URL.Host); !host.Hidden && (host.Known || host.Service.Name != "") { // a service of the cluster has a Name
 			return m.transport
 		}
 		return nil

@@ -186,7 +186,7 @@ func (c *call) pass(kind engine.Kind, target route.Target, a engine.Adapter) (*e
 // Outside implements engine.Adapter.
 func (c *call) Outside(context.Context) error {
 	if host := authority(c.cc); host != "" && host[0] != ':' && !strings.ContainsAny(host, "/?#") {
-		return engine.NotInMesh()
+		return c.NotInMesh()
 	}
 	return &engine.Refusal{Layer: engine.LayerRoute, Flags: engine.FlagNoRoute, Err: refusal.Because(&noHost{c.cc.Target()})}
 }

@@ -241,18 +241,21 @@ func (c *compiler) countInForce(counts func(*document) bool) []int {
 
 // inForce reports whether the document has a meaning for the workload. A security document for all workloads of another namespace counts:
 // it is not likely to be a mistake. See unprotected.
-func (d *document) inForce(w *Workload) bool {
+func (c *compiler) inForce(d *document) bool {
+	w := &c.plan.workload
 	switch is := d.is.(type) {
 	case nil:
 		return false
 	case *virtual:
-		return is.visible && !d.atGateways()
+		return c.plan.sees(is) && !d.atGateways()
 	case *gatewayRoute:
 		return len(is.parents) > 0
 	case *destination:
 		return is.visible && (is.selector == nil || is.selects)
 	case *entry:
 		return is.visible
+	case *sidecar:
+		return is.reach > ofOthers || is.labels == ""
 	case *reporting:
 		return is.selected || is.is.Spec.Selector.Labels() == nil
 	case *tokens:

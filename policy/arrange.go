@@ -26,6 +26,9 @@ func (c *compiler) arrange() {
 			if c.shut = append(c.shut, p.refused.shut.hosts...); p.refused.shut.denies {
 				c.closed = append(c.closed, reason(p.called()))
 			}
+			if of := p.refused.shut.outside; of > ofOthers {
+				c.shutOutside = append(c.shutOutside, closedSidecar{of, p.called()})
+			}
 		}
 	}
 	c.documents = empty(&c.room.inForce, len(c.pieces))
@@ -84,6 +87,8 @@ func (c *compiler) sort(d *document) {
 		c.entriesOfConsul = append(c.entriesOfConsul, decoded[consul.Entry]{d, is})
 	case *reporting:
 		c.reports = append(c.reports, decoded[reporting]{d, is})
+	case *sidecar:
+		c.sidecars = append(c.sidecars, decoded[sidecar]{d, is})
 	case *access:
 		c.access = append(c.access, decoded[access]{d, is})
 	case *tokens:

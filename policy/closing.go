@@ -18,8 +18,9 @@ import (
 
 // closure is what is closed because a document that may protect it cannot be used. The zero value closes nothing.
 type closure struct {
-	denies bool       // requests to the workload are denied
-	hosts  []shutHost // calls to these fail
+	denies  bool       // requests to the workload are denied
+	hosts   []shutHost // calls to these fail
+	outside reach      // calls to hosts outside the mesh are refused, as by a Sidecar with this reach
 }
 
 // shutHost is a host to which calls fail as if a DestinationRule in a namespace said so.
@@ -32,7 +33,7 @@ type shutHost struct {
 
 // and returns what either of two closures closes.
 func (s closure) and(other closure) closure {
-	s.denies = s.denies || other.denies
+	s.denies, s.outside = s.denies || other.denies, max(s.outside, other.outside)
 	for _, host := range other.hosts {
 		s.hosts = addTo(s.hosts, host)
 	}
@@ -50,7 +51,7 @@ func (r *reading) protects() bool {
 // closing returns what is closed in place of a document that is refused and has no last good version: nothing if it protects nothing, or nothing
 // that concerns this process.
 func (c *compiler) closing(p *piece) closure {
-	return closure{c.denies(p), c.closingHosts(p)}
+	return closure{c.denies(p), c.closingHosts(p), c.shutsOutside(p)}
 }
 
 // denies reports whether requests to the workload are denied because a document cannot be used.
@@ -381,11 +382,16 @@ func (p *piece) values(key string) (values []string) {
 
 // selected returns the labels of a selector. The selector is readable if it has only matchLabels, and these map strings to strings.
 func selected(d *yamldoc.Document, at string) (labels map[string]string, readable bool) {
+	return labelled(d, at, "matchLabels")
+}
+
+// labelled is selected for a selector whose labels are in another field.
+func labelled(d *yamldoc.Document, at, field string) (labels map[string]string, readable bool) {
 	keys, ok := d.Keys(at)
-	if !ok || slices.ContainsFunc(keys, func(key string) bool { return key != "matchLabels" }) {
+	if !ok || slices.ContainsFunc(keys, func(key string) bool { return key != field }) {
 		return nil, false
 	}
-	at += ".matchLabels"
+	at += "." + field
 	if keys, ok = d.Keys(at); !ok {
 		return nil, false
 	}

@@ -233,6 +233,9 @@ func (c *compiler) destinationRules() {
 		if shut.unclaimed && p.entry(shut.host) != nil || shut.foreign != "" && p.isOthers(shut.foreign, shut.host) {
 			continue
 		}
+		if shut.unclaimed && p.imports != nil && (shut.foreign == "" || p.imports.cover(shut.foreign, shut.host)) {
+			p.shown.add(shut.host, &isNamed) // by the entry, if it could be used
+		}
 		p.name(shut.host)
 		in, by := c.rulesIn(p.keptUnder(shut.namespace, true)), rules{{{host: shut.host, closed: shut.by}}}
 		if found := in.of(shut.host); found != nil {

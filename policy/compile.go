@@ -43,7 +43,7 @@ func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 	}
 	c.unnamed()
 	c.anonymous()
-	if c.plan.inForce = c.last.inForce; !slices.Equal(c.plan.inForce, c.countInForce(func(d *document) bool { return d.inForce(&c.plan.workload) })) {
+	if c.plan.inForce = c.last.inForce; !slices.Equal(c.plan.inForce, c.countInForce(c.inForce)) {
 		c.plan.inForce = slices.Clone(c.room.counts)
 	}
 	c.pack()
@@ -55,8 +55,10 @@ func (c *compiler) share() {
 	p, last := c.plan, c.last
 	named := p.named.share(&last.named, func(_, now *struct{}) *struct{} { return now })
 	entries := p.entries.share(&last.entries, func(_, now *entry) *entry { return now })
+	implied := p.implied.share(&last.implied, func(_, now *entry) *entry { return now })
+	p.shown.share(&last.shown, func(_, now *struct{}) *struct{} { return now })
 	ports := p.ports.share(&last.ports, func(_, now *served) *served { return now })
-	alike := named && entries && ports && p.consul == nil && last.consul == nil // all names have the same meaning
+	alike := named && entries && implied && ports && p.consul == nil && last.consul == nil // all names have the same meaning
 	p.claims.share(&last.claims, func(last, now *claim) *claim {
 		if alike && last.same(now) {
 			return last
@@ -142,6 +144,7 @@ func (c *compiler) combineAll() {
 	oldestFirst(c.virtual)
 	oldestFirst(c.rules)
 	oldestFirst(c.entries)
+	c.chooseSidecar()
 	c.services()
 	c.serviceEntries()
 	c.configEntries()
@@ -151,6 +154,7 @@ func (c *compiler) combineAll() {
 	c.serviceProfiles()
 	c.virtualServices()
 	c.disputed()
+	c.unimported()
 	c.combine()
 	c.subsets()
 	c.peerAuthentications()
@@ -182,7 +186,9 @@ func newCompiler(last *Plan, w Workload, in *room) *compiler {
 			named:    newHostMap(&last.named, &in.named),
 			claims:   newHostMap(&last.claims, &in.claimed),
 			entries:  newHostMap(&last.entries, &in.entries),
+			implied:  newHostMap(&last.implied, &in.implied),
 			below:    make(map[*entry]struct{}),
+			shown:    newHostMap(&last.shown, &in.shown),
 			ports:    newHostMap(&last.ports, &in.ports),
 			rules:    make(map[string]*hostMap[rules], len(last.rules)),
 			budgets:  make(map[string]*retry.BudgetConfig),
@@ -220,20 +226,22 @@ type compiler struct {
 	fresh []*document       // documents that are not in last
 	texts map[string]string // strings that documents share; see word
 
-	sources   []Source
-	pieces    []*piece          // the documents of the sources
-	unused    []piece           // memory for more of them
-	alone     []*piece          // those that stand alone, the oldest first
-	rounds    int               // how often the documents were combined again because some were refused
-	closed    []string          // why all requests to the workload are denied: the documents that cannot be used
-	shut      []shutHost        // hosts to which all calls fail
-	count     int               // the number of documents, without Lists
-	documents []*document       // what is in force of the pieces
-	blank     []string          // sources without documents
-	first     firsts            // the first document of each identity
-	broken    map[identity]bool // documents that could not be read; see unread
-	byReading map[any]*document // documents by their content; see of
-	ruled     map[fileHost]bool // see keepsRule
+	sources []Source
+	pieces  []*piece   // the documents of the sources
+	unused  []piece    // memory for more of them
+	alone   []*piece   // those that stand alone, the oldest first
+	rounds  int        // how often the documents were combined again because some were refused
+	closed  []string   // why all requests to the workload are denied: the documents that cannot be used
+	shut    []shutHost // hosts to which all calls fail
+
+	shutOutside []closedSidecar   // Sidecars that cannot be used, and may refuse calls to hosts outside the mesh
+	count       int               // the number of documents, without Lists
+	documents   []*document       // what is in force of the pieces
+	blank       []string          // sources without documents
+	first       firsts            // the first document of each identity
+	broken      map[identity]bool // documents that could not be read; see unread
+	byReading   map[any]*document // documents by their content; see of
+	ruled       map[fileHost]bool // see keepsRule
 
 	// The documents of each kind, in order.
 	virtual     []decoded[virtual]
@@ -248,6 +256,7 @@ type compiler struct {
 	peers       []decoded[istio.PeerAuthentication]
 	access      []decoded[access]
 	tokens      []decoded[tokens]
+	sidecars    []decoded[sidecar]
 	reports     []decoded[reporting]
 	guards      guards
 

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -134,27 +135,71 @@ func (c *compiler) placed(doc *yamldoc.Document, is *istio.ServiceEntry) {
 // serviceEntries assigns each host to the first entry that claims it, the nearest first. An entry in the workload's namespace is near whoever
 // else sees it. In a cluster, entries of other namespaces cannot take over a Service of Kubernetes, or what may be one.
 func (c *compiler) serviceEntries() {
-	p := c.plan
+	var rest []*entry // with hosts that are not imported
 	for _, from := range []distance{atHome, nearby, anywhere} {
 		for _, se := range c.entries {
-			if se.Failed() || !se.is.visible || se.is.from != from {
+			if !se.Failed() && se.is.visible && se.is.from == from && !c.assign(se) {
+				rest = append(rest, se.is)
+			}
+		}
+	}
+	c.imply(rest)
+}
+
+// assign assigns the hosts of an entry that are imported to it, unless others have them. It reports whether all are imported.
+func (c *compiler) assign(se decoded[entry]) (all bool) {
+	p, alone := c.plan, se.document.from.alone
+	imported := p.importing(se.is)
+	all = true
+	for i, host := range se.is.hosts {
+		if !imported(i) {
+			all = false
+			continue
+		}
+		if se.is.from != atHome && alone && !c.leaves(se, i, host) {
+			continue
+		}
+		if alone && strings.HasPrefix(host, "*") {
+			p.below[se.is] = struct{}{}
+		}
+		if p.imports != nil {
+			p.shown.add(host, &isNamed)
+		}
+		if has, added := p.entries.add(host, se.is); !added && has != se.is {
+			first := c.of(has)
+			se.Warnf(se.is.is.At(i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
+				first.identity, host, first.file, first.Line)
+		}
+		p.name(host)
+	}
+	return all
+}
+
+// imply keeps entries with hosts that are not imported for the routes that lead to these. As in Istio, that in the workload's namespace counts, and
+// otherwise that in the first namespace by its name.
+func (c *compiler) imply(rest []*entry) {
+	p, own := c.plan, c.plan.workload.Namespace
+	slices.SortStableFunc(rest, func(a, b *entry) int {
+		switch {
+		case a.namespace == b.namespace:
+			return 0
+		case a.namespace == own:
+			return -1
+		case b.namespace == own:
+			return 1
+		}
+		return cmp.Compare(a.namespace, b.namespace)
+	})
+	for _, e := range rest {
+		alone := c.of(e).from.alone
+		for _, host := range e.hosts {
+			if e.from != atHome && alone && p.isOthers(e.namespace, host) {
 				continue
 			}
-			alone := se.document.from.alone
-			for i, host := range se.is.hosts {
-				if from != atHome && alone && !c.leaves(se, i, host) {
-					continue
-				}
-				if alone && strings.HasPrefix(host, "*") {
-					p.below[se.is] = struct{}{}
-				}
-				if has, added := p.entries.add(host, se.is); !added && has != se.is {
-					first := c.of(has)
-					se.Warnf(se.is.is.At(i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
-						first.identity, host, first.file, first.Line)
-				}
-				p.name(host)
+			if alone && strings.HasPrefix(host, "*") {
+				p.below[e] = struct{}{}
 			}
+			p.implied.add(host, e)
 		}
 	}
 }
@@ -226,6 +271,9 @@ func (p *Plan) isOthers(namespace, host string) bool {
 // files, entries say where Services are.
 func (p *Plan) entry(host string) *entry {
 	e := p.entries.find(host)
+	if e == nil {
+		e = p.implied.find(host)
+	}
 	if e == nil || e.exact[host] != nil || len(p.below) == 0 {
 		return e
 	}
@@ -235,9 +283,17 @@ func (p *Plan) entry(host string) *entry {
 	return e
 }
 
+// plainEntry returns the ServiceEntry of exactly this host, or nil if there is none.
+func (p *Plan) plainEntry(host string) *entry {
+	if e := p.entries.plain(host); e != nil {
+		return e
+	}
+	return p.implied.plain(host)
+}
+
 // selecting warns about subsets without endpoints, if the endpoints of the host are known.
 func (c *compiler) selecting(dr decoded[destination], host string) {
-	e := c.plan.entries.plain(host)
+	e := c.plan.plainEntry(host)
 	if e == nil {
 		for i, s := range dr.is.subsets {
 			if c.plan.workload.Unlabelled && s.labelled {

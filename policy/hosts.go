@@ -103,18 +103,15 @@ func (m *hostMap[T]) covering(name string) (end string, value *T) {
 // knows it (see [Plan.InCluster]) and, in its own namespace, the bare name. Wildcards cover full names. They cover a shortened name only if
 // documents name the service, or if the wildcard names its namespace.
 func (p *Plan) Host(authority string) HostPlan {
-	asked := hostname(authority)
+	asked, port := hostname(authority), portOf(authority)
 	name := p.canonical(asked)
 	known := p.knows(name)
-	if name != asked && !known {
-		if _, ok := p.governs(name); ok {
-			return p.host(name, portOf(authority))
-		}
-		return HostPlan{Service: p.service(name)}
+	h := HostPlan{Service: p.service(name)}
+	if _, ok := p.governs(name); name == asked || known || ok {
+		h = p.host(name, port)
+		h.Known = known || name == asked && p.named.find(name) != nil
 	}
-	h := p.host(name, portOf(authority))
-	h.Known = known || p.named.find(name) != nil
-	return h
+	return p.limited(h, name, port)
 }
 
 // host returns the plan for a host by its full name.
@@ -227,7 +224,7 @@ func (p *Plan) knows(name string) bool {
 }
 
 // InCluster returns the plan for the service that an authority of the form name, name.namespace or name.namespace.svc means if discovery
-// knows it. It reports false for any other authority, and for hosts that documents name. The Routes are those of a wildcard. The host is not
+// knows it. It reports false for any other authority, for hosts that documents name, and for those that are Hidden. The Routes are those of a wildcard. The host is not
 // Known: the plan applies only once discovery knows the service.
 func (p *Plan) InCluster(authority string) (HostPlan, bool) {
 	asked := hostname(authority)
@@ -242,7 +239,9 @@ func (p *Plan) InCluster(authority string) (HostPlan, bool) {
 	default:
 		return HostPlan{}, false
 	}
-	return p.host(name, portOf(authority)), true
+	port := portOf(authority)
+	h := p.limited(p.host(name, port), name, port)
+	return h, !h.Hidden
 }
 
 // service returns the service to look up in discovery for the full name of a host.

@@ -170,7 +170,7 @@ func (c *compiler) authorizationPolicies() {
 	p.inbound = in
 }
 
-// unselected warns if the workload has no labels, but policies that could be about it select by labels: the process may just not know its
+// unselected warns if the workload has no labels, but policies or Sidecars that could be about it select by labels: the process may just not know its
 // labels, so that a policy that should deny something does not apply. It reports whether it warned.
 func (c *compiler) unselected() bool {
 	w := &c.plan.workload
@@ -202,6 +202,12 @@ func (c *compiler) unselected() bool {
 	}
 	for _, ra := range c.tokens {
 		if warn(ra.document, ra.is.is.Spec.Selector, w.RootNamespace) {
+			return true
+		}
+	}
+	for _, s := range c.sidecars {
+		if labels, _ := s.is.is.Labels(); len(labels) > 0 && s.namespace == w.Namespace {
+			s.Warnf("spec.workloadSelector", "does not apply to this process, and neither does any other Sidecar that selects by labels, since it has none: set Labels in mesh.WithWorkload")
 			return true
 		}
 	}

@@ -179,7 +179,7 @@ func (c *compiler) refuse(p *piece, d *yamldoc.Document) {
 		last.Document = last.Restored(&last.digest)
 		shut = shut.and(c.closing(&piece{document: last, source: p.source}))
 	}
-	if p.refused.shut = shut; shut.denies || shut.hosts != nil {
+	if p.refused.shut = shut; shut.denies || shut.hosts != nil || shut.outside > ofOthers {
 		p.verdict = closed
 	}
 }

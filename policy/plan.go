@@ -108,6 +108,7 @@ type Plan struct {
 	named   hostMap[struct{}]              // the hosts that documents name
 	claims  hostMap[claim]                 // the routes of each host
 	entries hostMap[entry]                 // the ServiceEntry of each host; see entry
+	implied hostMap[entry]                 // of hosts that the Sidecar does not import: where VirtualServices find their destinations
 	below   map[*entry]struct{}            // those with wildcards that do not count for Services of Kubernetes
 	rules   map[string]*hostMap[rules]     // the DestinationRules of each namespace
 	ports   hostMap[served]                // the ports of the cluster's services, by their full names
@@ -116,6 +117,11 @@ type Plan struct {
 	places  map[any]place // the places of splits, profiles and routes of the Gateway API, by their content
 
 	attached map[attachment]*attached // the routes of the Gateway API
+
+	sidecar *sidecar          // the Sidecar of the workload; nil if it has none
+	imports *imports          // the hosts that it imports; nil for all
+	shown   hostMap[struct{}] // those of ServiceEntries
+	outside string            // the Sidecar because of which calls to hosts outside the mesh are refused; "" if they are not
 
 	consul *governed // the config entries of Consul; nil if there are none
 
@@ -156,6 +162,14 @@ type HostPlan struct {
 
 	// Known says that a document names the host, so that it belongs to the mesh.
 	Known bool
+
+	// Hidden says that the Sidecar of the workload does not import the host. Whatever documents and discovery know of it, a call to the host
+	// goes outside the mesh. A destination of a route may be hidden: it has the Service and the Entry. Document names the Sidecar.
+	Hidden bool
+
+	// RegistryOnly says that calls outside the mesh are refused by outboundTrafficPolicy of a Sidecar. If no document routes the host,
+	// Document names the Sidecar.
+	RegistryOnly bool
 
 	// Entry has the endpoints of the host, if a ServiceEntry does. Nil means that discovery has them.
 	Entry *ServiceEntry

@@ -435,6 +435,8 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		return c.readTokens(doc, is)
 	case *istio.Telemetry:
 		return c.readTelemetry(doc, is)
+	case *istio.Sidecar:
+		return c.readSidecar(r, is)
 	case *linkerd.ServiceProfile:
 		return readProfile(doc, r, is)
 	case *service:

@@ -28,6 +28,8 @@ type room struct {
 	named   []*struct{}
 	claimed []*claim
 	entries []*entry
+	implied []*entry
+	shown   []*struct{}
 	ports   []*served
 	kept    []*document
 	ruled   map[string]*[]*rules // by namespace
@@ -67,6 +69,8 @@ func (r *rooms) give(used *room) {
 	clear(all(used.named))
 	clear(all(used.claimed))
 	clear(all(used.entries))
+	clear(all(used.implied))
+	clear(all(used.shown))
 	clear(all(used.ports))
 	clear(all(used.kept))
 	for _, values := range used.ruled {

@@ -143,7 +143,7 @@ func (p *Plan) servicePorts(host string) []servicePort {
 	if s := p.ports.plain(host); s != nil {
 		return s.ports
 	}
-	if e := p.entries.plain(host); e != nil {
+	if e := p.plainEntry(host); e != nil {
 		return e.ports
 	}
 	return nil

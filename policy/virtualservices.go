@@ -180,7 +180,7 @@ func (c *compiler) claim(vs decoded[virtual], own *claim, delegates map[string]d
 		}
 		some = own.whole.some
 	}
-	if !v.visible {
+	if !p.sees(v) {
 		return
 	}
 	if !some { // Istio ignores such a document
@@ -253,10 +253,11 @@ func (c *compiler) subsets() {
 		return nil
 	}
 	for _, vs := range c.virtual {
-		if vs.is.visible && !vs.atGateways() {
-			c.withoutPort(vs)
+		if !p.sees(vs.is) || vs.atGateways() {
+			continue
 		}
-		if !vs.is.visible || vs.atGateways() || !slices.ContainsFunc(vs.is.targets, func(t route.Target) bool {
+		c.withoutPort(vs)
+		if !slices.ContainsFunc(vs.is.targets, func(t route.Target) bool {
 			return t.Port == 0 && lacks(t) || t.Port != 0 && port(t) != nil
 		}) {
 			continue

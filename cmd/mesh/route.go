@@ -21,7 +21,7 @@ import (
 // answer is what route prints: what happens to a request. Fields that do not apply are omitted.
 type answer struct {
 	Host     string `json:"host"`   // the full name
-	Action   string `json:"action"` // route, redirect, directResponse or notFound
+	Action   string `json:"action"` // route, redirect, directResponse, notFound, or for a host that a Sidecar does not import: passThrough or refused
 	Document string `json:"document,omitempty"`
 
 	// Indexes in the document, from 0. A TrafficSplit has no routes, and a route without matches has no match.
@@ -147,8 +147,16 @@ func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
 		host = plan.Host(net.JoinHostPort(req.URL.Hostname(), port))
 	}
 	a := &answer{Host: host.Service.Host, Document: host.Document}
+	if host.Hidden {
+		a.Action = "passThrough"
+		if host.RegistryOnly {
+			a.Action = "refused"
+		}
+		return a, nil
+	}
 	table := host.Routes
 	if table == nil {
+		a.Document = ""
 		table = plan.Defaults()
 	}
 	view := router.NewRequest(req)

@@ -331,7 +331,11 @@ func (c *Call) failed(err error) error {
 		layer = LayerTimeout
 	}
 	if c.cluster == nil && kind != failure.Refused {
-		cause = &outsideError{cause}
+		outside := &outsideError{error: cause}
+		if c.host.Hidden {
+			outside.sidecar = c.host.Document
+		}
+		cause = outside
 	}
 	return c.engine.hooks.Error(Failure{Layer: layer, Target: c.Target(), Flags: c.flags, Attempts: int(c.sent), Err: cause})
 }

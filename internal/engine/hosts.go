@@ -313,7 +313,7 @@ func (c *hostCache) add(scheme, authority string) *host {
 			h.documents[i] = h.Origin(h.Routes.Rule(i), -1).Document
 		}
 	}
-	h.mine = h.Known || c.engine.mayOwn(scheme, authority) // which may ask a Proxy function, so no lock is held
+	h.mine = h.Known || !h.Hidden && c.engine.mayOwn(h, scheme, authority) // which may ask a Proxy function, so no lock is held
 	if len(authority) > longestCached {
 		return h
 	}
@@ -329,13 +329,13 @@ func withPort(authority, port string) string {
 }
 
 // mayOwn reports whether a host that no document names is part of the mesh if discovery knows it.
-func (e *Engine) mayOwn(scheme, authority string) bool {
+func (e *Engine) mayOwn(h *host, scheme, authority string) bool {
 	if e.config.Resolver != nil {
 		return true
 	}
 	// DNS knows the whole world. So for RegistryOnly the documents are the registry, and a host behind a proxy is best left
 	// to the proxy.
-	if e.config.RegistryOnly {
+	if e.config.RegistryOnly || h.RegistryOnly {
 		return false
 	}
 	return !e.config.Template.Proxies(scheme, authority)

@@ -191,8 +191,8 @@ func (c *Call) leaveMesh() error {
 	if c.engine.closed.Load() {
 		return refuse(LayerRoute, 0, ErrClosed)
 	}
-	if c.engine.config.RegistryOnly {
-		return refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
+	if c.engine.config.RegistryOnly || c.host.RegistryOnly {
+		return c.NotInMesh()
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ func send(ctx context.Context, e *engine.Engine, host, path string, header map[s
 	return m.reply, refused, nil
 }
 
-func (m *message) Outside(context.Context) error { return engine.NotInMesh() }
+func (m *message) Outside(context.Context) error { return m.NotInMesh() }
 
 func (m *message) Bytes() (sent, received int64) { return 0, 0 }
 func (m *message) NewLimits() *deadline.Call     { return new(deadline.Call) }

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy/fault"
@@ -84,16 +85,41 @@ func prescribe(layer Layer, flags Flags, err error, answer Answer) error {
 	return &Refusal{Layer: layer, Flags: flags, Err: refusal.Because(err), Answer: answer}
 }
 
-// NotInMesh returns the error that an [Adapter] returns for a host outside the mesh that its protocol cannot call.
-func NotInMesh() error {
-	return refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
+// NotInMesh returns the error of a call to a host outside the mesh that is not sent: because of WithRegistryOnly or a Sidecar, or because an
+// [Adapter] cannot send it there.
+func (c *Call) NotInMesh() error {
+	err := ErrNotInMesh
+	switch h := c.host; {
+	case h.Hidden:
+		err = &notImported{h.Document}
+	case h.RegistryOnly && h.Routes == nil:
+		err = fmt.Errorf("%w, and %s is REGISTRY_ONLY", ErrNotInMesh, h.Document)
+	}
+	return refuse(LayerRoute, FlagNoRoute, err)
 }
 
+// notImported is ErrNotInMesh for a host that a Sidecar does not import.
+type notImported struct{ sidecar string }
+
+// Error implements error.
+func (e *notImported) Error() string {
+	return "host is not part of the mesh for this workload: " + e.sidecar + " does not import it"
+}
+
+// Unwrap returns ErrNotInMesh.
+func (e *notImported) Unwrap() error { return ErrNotInMesh }
+
 // outsideError is the error of a host outside the mesh. The name may be a typing error, so the text says that nothing knows it.
-type outsideError struct{ error }
+type outsideError struct {
+	error
+	sidecar string // that does not import the host; "" if nothing knows it
+}
 
 // Error implements error.
 func (e *outsideError) Error() string {
+	if e.sidecar != "" {
+		return e.error.Error() + " (" + e.sidecar + " does not import this host: no policy applied)"
+	}
 	return e.error.Error() + " (neither a document nor discovery knows this host: no policy applied)"
 }
 

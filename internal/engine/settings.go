@@ -57,7 +57,7 @@ func (e *Engine) clusterConfig(plan *policy.Plan, target route.Target) clusterCo
 		t.bodyIdle = p.BodyIdle
 		t.Balancer = p.balance(t.Balancer)
 	}
-	config := clusterConfig{treatment: t, service: h.Service, entry: h.Entry, documented: h.Known}
+	config := clusterConfig{treatment: t, service: h.Service, entry: h.Entry, documented: h.Known || h.Hidden}
 	if h.Entry != nil {
 		config.peers = plan.Peers(h.Entry.Namespace)
 	} else if h.Service.Namespace != "" {

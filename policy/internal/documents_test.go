@@ -273,7 +273,7 @@ func metadata(b *strings.Builder, t *testing.T) {
 	list.except["metadata.labels{}"] = yamldoc.Field{State: yamldoc.Unused,
 		Reason: "labels of a document select nothing here, except that a ServerAuthorization selects Servers by theirs; `istio.io/rev` of a document of Istio gets a warning"}
 	list.except["metadata.creationTimestamp"] = yamldoc.Field{State: yamldoc.Unused,
-		Reason: "bookkeeping of Kubernetes, except that the oldest counts where several VirtualServices, DestinationRules, ServiceEntries, PeerAuthentications, Telemetries or Servers are about the same"}
+		Reason: "bookkeeping of Kubernetes, except that the oldest counts where several VirtualServices, DestinationRules, ServiceEntries, Sidecars, PeerAuthentications, Telemetries or Servers are about the same"}
 	list.write(b, "metadata", first, "enforced")
 }
 

@@ -16,6 +16,7 @@ const (
 	inDestination = "hosts: [a], http: [{route: [%s]}]"
 	inPolicy      = "host: a, trafficPolicy: {%s}"
 	inEntry       = "hosts: [a.example.com], ports: [{number: 80, name: http, protocol: HTTP}], %s"
+	inSidecar     = "egress: [{hosts: [./*]}], %s"
 	inEndpoint    = "hosts: [a.example.com], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [%s]"
 	inProfile     = "routes: [{name: a, %s}]"
 	inHTTPRoute   = "parentRefs: [{group: '', kind: Service, name: a}], rules: [{%s}]"
@@ -101,6 +102,19 @@ var sections = []section{
 			{`ports: [{number: 27017, name: db, protocol: MONGO}]`, "hosts: [a.example.com], %s", "protocol", false},
 			{`hosts: [a]`, "%s, ports: [{number: 80, name: http, protocol: HTTP}]", "hosts[0]", false},
 			{`hosts: ['*a.example.com']`, "%s, ports: [{number: 80, name: http, protocol: HTTP}]", "hosts[0]", false},
+		},
+	},
+	{
+		apiVersion: "networking.istio.io/v1", kind: "Sidecar", of: reflect.TypeFor[istio.Sidecar](),
+		text: "Says which hosts the workload knows (`egress[].hosts`), and what becomes of calls to others. Of the Sidecars that select the workload the oldest counts, " +
+			"otherwise the oldest without a selector in its namespace, otherwise that in the root namespace. A host that is not imported is outside the mesh, whatever documents and discovery know of it.\n",
+		probes: []probe{
+			{`[./reviews]`, "egress: [{hosts: %s}]", "hosts[0]", false},
+			{`[./*, ./api.example.com]`, "egress: [{hosts: %s}]", "hosts[1]", false},
+			{`outboundTrafficPolicy: {}`, inSidecar, "outboundTrafficPolicy", false},
+			{`ingress: [{port: {number: 80}}]`, inSidecar, "ingress[0]", false},
+			{`ingress: [{port: {number: 80}, defaultEndpoint: '127.0.0.1:8080'}]`, inSidecar, "defaultEndpoint", false},
+			{`ingress: [{port: {number: 80}, defaultEndpoint: 'unix:///run/a.sock'}]`, inSidecar, "defaultEndpoint", false},
 		},
 	},
 	{

@@ -70,7 +70,7 @@ func Groups() map[string]API {
 		}
 		return m
 	}
-	networking := enforced("VirtualService", "DestinationRule", "ServiceEntry")
+	networking := enforced("VirtualService", "DestinationRule", "ServiceEntry", "Sidecar")
 	networking["Gateway"] = Meaningless
 	security := enforced("PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication")
 	consuls := make(map[string]State)
@@ -86,7 +86,6 @@ func Groups() map[string]API {
 	groups := map[string]API{
 		"": {Versions: []string{"v1"}, Kinds: enforced("Service")},
 		istio.Group: {Versions: []string{"v1alpha3", "v1beta1", "v1"}, Kinds: networking, Instead: map[string]string{
-			"Sidecar":       "remove it: a process reads only what it calls; mesh.WithRegistryOnly is its outboundTrafficPolicy REGISTRY_ONLY",
 			"WorkloadEntry": "list it in the endpoints of a ServiceEntry", "WorkloadGroup": "list its members in the endpoints of a ServiceEntry",
 			"EnvoyFilter": extensions, "ProxyConfig": "remove it: there is no proxy to configure",
 		}},

@@ -22,6 +22,8 @@ func New(kind string) Document {
 		return new(DestinationRule)
 	case "ServiceEntry":
 		return new(ServiceEntry)
+	case "Sidecar":
+		return new(Sidecar)
 	case "PeerAuthentication":
 		return new(PeerAuthentication)
 	case "AuthorizationPolicy":

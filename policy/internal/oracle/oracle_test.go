@@ -27,6 +27,7 @@ var kinds = []struct {
 	{"VirtualService", reflect.TypeFor[istio.VirtualService](), &networking.VirtualService{}},
 	{"DestinationRule", reflect.TypeFor[istio.DestinationRule](), &networking.DestinationRule{}},
 	{"ServiceEntry", reflect.TypeFor[istio.ServiceEntry](), &networking.ServiceEntry{}},
+	{"Sidecar", reflect.TypeFor[istio.Sidecar](), &networking.Sidecar{}},
 	{"PeerAuthentication", reflect.TypeFor[istio.PeerAuthentication](), &security.PeerAuthentication{}},
 	{"AuthorizationPolicy", reflect.TypeFor[istio.AuthorizationPolicy](), &security.AuthorizationPolicy{}},
 	{"RequestAuthentication", reflect.TypeFor[istio.RequestAuthentication](), &security.RequestAuthentication{}},
