@@ -219,10 +219,20 @@ func (a *attached) complete() {
 	}
 }
 
-// before reports whether the oldest member is older than a document.
-func (a *attached) before(created time.Time) bool {
-	oldest := a.members[0].created
+// before reports whether the oldest member is older than a document. HTTPRoutes and GRPCRoutes that share a port are as old as the oldest of both, so
+// that no document parts them.
+func (c *compiler) before(a *attached, created time.Time) bool {
+	oldest, other := a.members[0].created, a.attachment
+	other.grpc = !a.grpc
+	if b := c.plan.attached[other]; b != nil && a.shares(b) && b.members[0].created.Before(oldest) {
+		oldest = b.members[0].created
+	}
 	return !oldest.IsZero() && oldest.Before(created)
+}
+
+// shares reports whether some port is one of both.
+func (a *attached) shares(b *attached) bool {
+	return a.ports == nil || b.ports == nil || slices.ContainsFunc(a.ports, func(port int) bool { return slices.Contains(b.ports, port) })
 }
 
 // claimSome assigns the hosts of groups to them, if chosen returns true, and returns the others.

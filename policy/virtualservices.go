@@ -156,7 +156,7 @@ func (c *compiler) virtualServices() {
 		}
 		for i, vs := range c.virtual {
 			if from == anywhere && groups != nil {
-				groups = c.claimSome(groups, func(a *attached) bool { return a.before(vs.created) })
+				groups = c.claimSome(groups, func(a *attached) bool { return c.before(a, vs.created) })
 			}
 			switch {
 			case vs.Failed() || vs.is.from != from || vs.is.leaf:
