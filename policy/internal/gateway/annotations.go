@@ -34,8 +34,12 @@ func (s *settings) apply(r *route.Route) {
 	if s.timeout != nil {
 		r.Timeout = *s.timeout
 	}
-	if s.retry != nil {
-		r.Retry = *s.retry
+	if s.retry == nil {
+		return
+	}
+	each := r.Retry.PerTryTimeout // of the backend
+	if r.Retry = *s.retry; r.Retry.PerTryTimeout == 0 || each > 0 && each < r.Retry.PerTryTimeout {
+		r.Retry.PerTryTimeout = each
 	}
 }
 

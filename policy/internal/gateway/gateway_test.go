@@ -247,6 +247,15 @@ func TestAnnotations(t *testing.T) {
 	if on := (retry.On{Conditions: retry.Unavailable | retry.Internal}); r.Retry.On != on || r.Retry.Retries != 1 {
 		t.Errorf("retry %+v", r.Retry)
 	}
+	for annotations, want := range map[string]time.Duration{
+		"retry.linkerd.io/http: 5xx": time.Second, "retry.linkerd.io/http: 5xx, retry.linkerd.io/timeout: 400ms": 400 * time.Millisecond,
+		"retry.linkerd.io/http: 5xx, retry.linkerd.io/timeout: 2s": time.Second, "timeout.linkerd.io/request: 3s": time.Second,
+	} {
+		r := routes(t, "HTTPRoute", ", annotations: {"+annotations+"}", "[{backendRefs: [{name: b, port: 80}], timeouts: {backendRequest: 1s}}]")[0]
+		if r.Retry.PerTryTimeout != want {
+			t.Errorf("%s, with backendRequest 1s: a try takes up to %v, want %v", annotations, r.Retry.PerTryTimeout, want)
+		}
+	}
 	for annotation, want := range map[string]string{
 		"retry.linkerd.io/limit: '3'":                              "missing",
 		"retry.linkerd.io/http: 6xx":                               "no condition",
