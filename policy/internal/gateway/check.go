@@ -250,6 +250,9 @@ func (c check) action(rule *HTTPRouteRule, group, at string) {
 	if redirect != nil && len(rule.BackendRefs) > 0 {
 		c.Errorf(at+".backendRefs", "a rule with a redirect sends no requests: remove the backends or the redirect")
 	}
+	if redirect != nil {
+		c.unsent(rule, at)
+	}
 	if redirect != nil && rewrite != nil {
 		c.Errorf(at+".filters", "URLRewrite and RequestRedirect exclude each other")
 	}
@@ -272,6 +275,22 @@ func (c check) action(rule *HTTPRouteRule, group, at string) {
 	}
 	if redirect == nil && rule.weight() == 0 && !rule.toParent(group) {
 		c.Warnf(at+".backendRefs", "no backend gets requests, so that they fail: name the Service itself if it is meant")
+	}
+}
+
+// unsent warns about what a rule with a redirect says of requests that are sent.
+func (c check) unsent(rule *HTTPRouteRule, at string) {
+	const message = "has no effect: a rule with a redirect sends no requests"
+	if rule.Timeouts != nil {
+		c.Warnf(at+".timeouts", message)
+	}
+	if rule.Retry != nil {
+		c.Warnf(at+".retry", message)
+	}
+	for i := range rule.Filters {
+		if f := &rule.Filters[i]; f.RequestMirror != nil || f.RequestHeaderModifier != nil {
+			c.Warnf(yamldoc.Index(at+".filters", i), message)
+		}
 	}
 }
 
