@@ -249,8 +249,8 @@ func (c *compiler) claimSome(groups []*attached, chosen func(*attached) bool) []
 // claimAttached assigns a host to its routes.
 func (c *compiler) claimAttached(a *attached) {
 	p := c.plan
-	if !p.imports.cover(a.members[0].namespace, a.host) {
-		return // like a VirtualService of that namespace
+	if !p.seesRoutes(a) {
+		return
 	}
 	p.name(a.host)
 	for _, host := range a.leads {

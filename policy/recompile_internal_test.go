@@ -62,6 +62,14 @@ var variants = map[string][]string{
 		`{hosts: [b.default.svc.cluster.local], addresses: [10.1.1.1], location: MESH_INTERNAL, ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS, endpoints: [{address: b.example}]}`,
 		`{hosts: [api.example], ports: [], resolution: SOMEHOW}`,
 	},
+	"networking.istio.io/v1 Sidecar": {
+		`{egress: [{hosts: ["./*", "shop/*"]}]}`,
+		`{egress: [{hosts: ["*/a.default.svc.cluster.local", "./b.default.svc.cluster.local"]}], outboundTrafficPolicy: {mode: REGISTRY_ONLY}}`,
+		`{workloadSelector: {labels: {app: web}}, egress: [{hosts: ["shop/*", "*/*.example"]}]}`,
+		`{outboundTrafficPolicy: {mode: REGISTRY_ONLY}}`,
+		`{egress: [{hosts: ["~/*"]}], outboundTrafficPolicy: {mode: ALLOW_ANY}}`,
+		`{egress: [{port: {number: 80, protocol: HTTP}, hosts: ["./*"]}]}`,
+	},
 	"security.istio.io/v1 PeerAuthentication": {
 		`{mtls: {mode: STRICT}}`,
 		`{selector: {matchLabels: {app: web}}, mtls: {mode: DISABLE}, portLevelMtls: {"8080": {mode: PERMISSIVE}}}`,
@@ -130,6 +138,8 @@ var variants = map[string][]string{
 		`{parentRefs: [{group: "", kind: Service, name: a, namespace: default}, {group: core, kind: Service, name: b, port: 80}], rules: [{backendRefs: [{name: b, namespace: shop, port: 8080, weight: 0}]}]}`,
 		`{parentRefs: [{group: "", kind: Service, name: b, sectionName: grpc}, {name: edge}], rules: [{filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /x}}}], backendRefs: [{name: b, port: 80}]}]}`,
 		`{parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: x}]}`,
+		`{parentRefs: [{group: "", kind: Service, name: a, port: 8080}, {group: "", kind: Service, name: a, port: 80}], rules: [{matches: [{method: GET}, {path: {type: Exact, value: /v2}}], backendRefs: [{name: a, port: 80}]}]}`,
+		`{parentRefs: [{group: "", kind: Service, name: c, namespace: shop}, {group: networking.istio.io, kind: ServiceEntry, name: y}], rules: [{backendRefs: [{name: b, port: 80}]}]}`,
 		`{parentRefs: [{name: edge}], rules: [{backendRefs: [{name: b}]}]}`,
 		`{parentRefs: [{group: "", kind: Service, name: a}], rules: [{backendRefs: [{name: b}]}]}`,
 	},
@@ -153,7 +163,8 @@ var kinds = slices.Sorted(maps.Keys(variants))
 func randomStored(rng *rand.Rand, broken bool) stored {
 	d := stored{kind: kinds[rng.IntN(len(kinds))], created: rng.IntN(5), before: rng.IntN(3)}
 	if rng.IntN(2) == 0 {
-		d.kind = kinds[slices.IndexFunc(kinds, func(k string) bool { return strings.HasSuffix(k, "VirtualService") })]
+		d.kind = []string{"networking.istio.io/v1 VirtualService", "networking.istio.io/v1 VirtualService", "gateway.networking.k8s.io/v1 HTTPRoute",
+			"gateway.networking.k8s.io/v1 GRPCRoute"}[rng.IntN(4)]
 	}
 	if n := len(variants[d.kind]); broken {
 		d.spec = n - 1 - rng.IntN(min(n, 2))
@@ -299,7 +310,7 @@ func TestRecompile_AloneIsCompile(t *testing.T) {
 // TestRecompile_OneChange takes documents that make routes together, and exchanges one of them after the other for each variant
 // of its kind, and back.
 func TestRecompile_OneChange(t *testing.T) {
-	set := []stored{
+	for _, set := range [][]stored{{
 		{kind: "networking.istio.io/v1 VirtualService", name: "root", spec: 6},
 		{kind: "networking.istio.io/v1 VirtualService", namespace: "shop", name: "z", spec: 8},
 		{kind: "networking.istio.io/v1 VirtualService", name: "y", spec: 7},
@@ -310,7 +321,29 @@ func TestRecompile_OneChange(t *testing.T) {
 		{kind: "split.smi-spec.io/v1alpha4 TrafficSplit", name: "y", spec: 2},
 		{kind: "specs.smi-spec.io/v1alpha4 HTTPRouteGroup", name: "x"},
 		{kind: "v1 Service", name: "a"}, {kind: "v1 Service", name: "b", spec: 1}, {kind: "v1 Service", namespace: "shop", name: "c"},
+	}, {
+		{kind: "gateway.networking.k8s.io/v1 HTTPRoute", name: "x", spec: 0},
+		{kind: "gateway.networking.k8s.io/v1 HTTPRoute", name: "y", spec: 2},
+		{kind: "gateway.networking.k8s.io/v1 HTTPRoute", name: "z", spec: 3},
+		{kind: "gateway.networking.k8s.io/v1 HTTPRoute", namespace: "shop", name: "x", spec: 5},
+		{kind: "gateway.networking.k8s.io/v1 GRPCRoute", name: "x", spec: 0},
+		{kind: "gateway.networking.k8s.io/v1 GRPCRoute", namespace: "shop", name: "x", spec: 1},
+		{kind: "policy.linkerd.io/v1beta3 HTTPRoute", name: "x"},
+		{kind: "networking.istio.io/v1 ServiceEntry", name: "x", spec: 1},
+		{kind: "networking.istio.io/v1 ServiceEntry", name: "y", spec: 2},
+		{kind: "networking.istio.io/v1 VirtualService", name: "b", spec: 4},
+		{kind: "networking.istio.io/v1 Sidecar", name: "x"},
+		{kind: "linkerd.io/v1alpha2 ServiceProfile", name: "api.example"},
+		{kind: "split.smi-spec.io/v1alpha4 TrafficSplit", name: "y", spec: 2},
+		{kind: "v1 Service", name: "a", spec: 2}, {kind: "v1 Service", name: "b", spec: 1}, {kind: "v1 Service", namespace: "shop", name: "c"},
+	}} {
+		oneChange(t, set)
 	}
+}
+
+// oneChange exchanges one document of a set after the other for each variant of its kind, and back.
+func oneChange(t *testing.T, set []stored) {
+	t.Helper()
 	sources := func(docs []stored) []Source {
 		var text strings.Builder
 		for _, d := range docs {
@@ -470,7 +503,7 @@ func samePlan(t *testing.T, got, want *Plan) {
 	hosts := append(exacts(&want.named), "a", "b.shop", "c.shop.svc", "other", "other.shop", "x.example", "github.com", "localhost")
 	for _, host := range hosts {
 		a, b := got.Host(host), want.Host(host)
-		if a.Service != b.Service || a.Document != b.Document || a.Known != b.Known || !reflect.DeepEqual(a.Entry, b.Entry) {
+		if a.Service != b.Service || a.Document != b.Document || a.Known != b.Known || a.Hidden != b.Hidden || a.RegistryOnly != b.RegistryOnly || !reflect.DeepEqual(a.Entry, b.Entry) {
 			t.Errorf("Host(%s) = %+v, want %+v", host, a, b)
 		}
 		for i := range b.Routes.Len() {

@@ -97,6 +97,9 @@ func (p *Plan) sees(v *virtual) bool {
 	return v.visible && (p.imports == nil || v.leaf || slices.ContainsFunc(v.hosts, func(host string) bool { return p.imports.touch(v.namespace, host) }))
 }
 
+// seesRoutes reports whether routes of the Gateway API are imported, like a VirtualService of their namespace.
+func (p *Plan) seesRoutes(a *attached) bool { return p.imports.cover(a.members[0].namespace, a.host) }
+
 // importing returns a function that reports whether one of the names of a ServiceEntry is imported. Its addresses are if any of its hosts is.
 func (p *Plan) importing(e *entry) func(name int) bool {
 	hosts := e.hosts[:len(e.is.Spec.Hosts)]
@@ -229,14 +232,18 @@ func (c *compiler) unimported() {
 func (c *compiler) leadsTo() map[string]bool {
 	leads := make(map[string]bool)
 	for i, vs := range c.virtual {
-		if !c.plan.sees(vs.is) {
+		claim := &c.room.claims[i]
+		if claim.virtual == nil || !c.plan.sees(vs.is) { // it may be a delegate, or for gateways
 			continue
 		}
-		for _, host := range c.room.claims[i].leads() {
+		for _, host := range claim.leads() {
 			leads[c.plan.canonical(host)] = true
 		}
 	}
 	for _, a := range c.plan.attached {
+		if !c.plan.seesRoutes(a) {
+			continue
+		}
 		for _, host := range a.leads {
 			leads[host] = true
 		}

@@ -306,3 +306,15 @@ func TestSidecar_GatewayRoutes(t *testing.T) {
 		}
 	}
 }
+
+// TestSidecar_BesideDelegates: VirtualServices that claim no host, and routes that are not imported, lead nowhere.
+func TestSidecar_BesideDelegates(t *testing.T) {
+	documents := sidecarOf("shop", "a", `egress: [{hosts: ["./web.shop.svc.cluster.local"]}]`) + of("DestinationRule", "shop", "hidden", "host: hidden.other.svc.cluster.local") +
+		of("VirtualService", "shop", "leaf", "http: [{route: [{destination: {host: hidden.other.svc.cluster.local}}]}]") +
+		of("VirtualService", "shop", "edge", "hosts: [web], gateways: [edge], http: [{route: [{destination: {host: hidden.other.svc.cluster.local}}]}]") +
+		attachedRoute("HTTPRoute", "shop", "gone", "01", `{group: "", kind: Service, name: gone}`, "{backendRefs: [{name: hidden, namespace: other, port: 80}]}")
+	_, findings := forShop(t, documents)
+	if !strings.Contains(fmt.Sprint(findings), "Sidecar shop/a does not import hidden.other.svc.cluster.local") {
+		t.Errorf("the findings are %v", findings)
+	}
+}
