@@ -508,6 +508,8 @@ func TestAlone_KindsThatAreNotEnforced(t *testing.T) {
 		{"Server", "{podSelector: {matchLabels: {app: web}}, port: 0}", true},
 		{"Server", "{podSelector: {matchLabels: {app: other}}, port: 0}", false},
 		{"Server", "{podSelector: {matchExpressions: [{key: app, operator: Exists}]}, port: 0}", true},
+		{"Server", "{podSelector: {matchLabels: {app: other}}, externalWorkloadSelector: {matchLabels: {app: web}}, port: 80}", true},
+		{"Server", "{podSelector: {matchLabels: {app: other}}, externalWorkloadSelector: {matchLabels: {app: other}}, port: 80}", false},
 		{"Server", "{port: 80}", true},
 		{"ServerAuthorization", "{server: {name: x}}", false},
 		{"AuthorizationPolicy of policy.linkerd.io/v1alpha1", "{targetRef: {kind: Server, name: x}}", true},

@@ -78,12 +78,20 @@ func (c *compiler) denies(p *piece) bool {
 	case p.harmless():
 		return false
 	}
-	at := "spec.selector"
-	if p.group == linkerdPolicy {
-		at = "spec.podSelector"
+	if p.group == smi.AccessGroup {
+		return !p.ofOthers(w.ServiceAccount)
 	}
-	labels, readable := selected(p.Document, at)
-	return !readable || p.group == smi.AccessGroup && !p.ofOthers(w.ServiceAccount) || p.group != smi.AccessGroup && istio.Within(labels, w.Labels)
+	selectors := []string{"spec.selector"}
+	if p.group == linkerdPolicy {
+		selectors[0] = "spec.podSelector"
+		if other := "spec.externalWorkloadSelector"; p.Has(other) { // beside the first it is an error, and either may be meant
+			selectors = append(selectors, other)
+		}
+	}
+	return slices.ContainsFunc(selectors, func(at string) bool {
+		labels, readable := selected(p.Document, at)
+		return !readable || istio.Within(labels, w.Labels)
+	})
 }
 
 // ofOthers reports whether a TrafficTarget of SMI is certainly about another service account than the one of the workload, if that is known.
@@ -223,7 +231,7 @@ func (p *piece) harmless() bool {
 			return true
 		}
 	}
-	if p.Has("spec.selector") || p.kind == "PeerAuthentication" {
+	if p.Has("spec.selector") || p.kind != "AuthorizationPolicy" && p.kind != "RequestAuthentication" {
 		return false
 	}
 	// It may be for gateways alone, which do not exist in-process.

@@ -292,6 +292,7 @@ func TestAlone_TrafficTargetOfAnotherAccount(t *testing.T) {
 		"{Destination: {kind: ServiceAccount, name: other}}":                         true,
 		"{destination: {kind: ServiceAccount, name: other}, destination: {}}":        true,
 		"{destination: {kind: ServiceAccount, name: other}}, destination: {name: a}": true,
+		"{destination: {kind: ServiceAccount, name: web}, targetRef: {group: gateway.networking.k8s.io, kind: Gateway, name: a}}": true,
 	} {
 		f := newFeed(t)
 		f.workload = ofAccount
