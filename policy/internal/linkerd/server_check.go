@@ -38,7 +38,7 @@ func (s *ServerSpec) checkPort(doc *yamldoc.Document) {
 	text := doc.Text(at)
 	n, err := strconv.ParseUint(text, 10, 16)
 	switch {
-	case !doc.IsText(at) && (err != nil || n == 0):
+	case !doc.IsText(at) && (err != nil || strings.HasPrefix(text, "0")): // kubectl takes 0120 for 80, as YAML 1.1 does
 		doc.Errorf(at, "must be a number from 1 to 65535, or the name of a port")
 	case !doc.IsText(at):
 		s.number = uint16(n)

@@ -47,6 +47,7 @@ func TestCheck_Servers(t *testing.T) {
 		{"Server", "v1beta3", "{podSelector: {}}", "error spec.port"},
 		{"Server", "v1beta3", "{podSelector: {}, port: 0}", "error spec.port"},
 		{"Server", "v1beta3", "{podSelector: {}, port: 65536}", "error spec.port"},
+		{"Server", "v1beta3", "{podSelector: {}, port: 0120}", "error spec.port"},
 		{"Server", "v1beta3", "{podSelector: {}, port: 80.5}", "error spec.port"},
 		{"Server", "v1beta3", "{podSelector: {}, port: [80]}", "error spec.port"},
 		{"Server", "v1beta3", "{podSelector: {}, port: true}", "error spec.port"},
