@@ -8,6 +8,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
+	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
@@ -66,11 +67,22 @@ func failed(doc *yamldoc.Document, path string) bool {
 	return slices.ContainsFunc(doc.Problems, func(p yamldoc.Problem) bool { return p.Path == path && !p.Warning })
 }
 
-// shape reports the mistakes in the shape of a document of the kind of r.
+// shape reports the mistakes in the shape of a document of the kind of r, and the fields that its version does not have.
 func (c *compiler) shape(doc *yamldoc.Document, r *reading) {
 	if r.group == consul.Group {
 		consul.Read(&c.dec, doc, r.kind, new(consul.Environment))
 		return
 	}
-	c.dec.Decode(doc, blank(r.group, r.kind))
+	is := blank(r.group, r.kind)
+	if c.dec.Decode(doc, is) && c.varies(doc, r) {
+		is.Check(doc)
+	}
+}
+
+// varies reports whether the fields of a document depend on its version, so that it takes more than its shape to say which ones there are.
+func (c *compiler) varies(doc *yamldoc.Document, r *reading) bool {
+	group, version, _ := strings.Cut(doc.Text("apiVersion"), "/")
+	state, _ := lookUp(c.apis, group, version, r.kind)
+	of := group == smi.SpecsGroup || group == smi.AccessGroup || group == linkerd.PolicyGroup && r.kind != "HTTPRoute"
+	return of && group == r.group && state == catalog.Enforced
 }

@@ -13,6 +13,7 @@ import (
 // may allow anybody. kubectl keeps what was applied in an annotation.
 func TestCheck_FieldsThatTheAPIServerDropped(t *testing.T) {
 	const security, networking = "security.istio.io/v1", "networking.istio.io/v1"
+	const target = `"sources":[{"kind":"ServiceAccount","name":"a","namespace":"shop"}],"rules":[{"kind":"TCPRoute","name":"a"}],"destination":{"kind":"ServiceAccount","name":"a"`
 	for _, tt := range []struct {
 		name, api, kind, written, stored string
 		want                             string // how the only finding begins; "" for none
@@ -33,6 +34,14 @@ func TestCheck_FieldsThatTheAPIServerDropped(t *testing.T) {
 		{"null that others gave a value", security, "AuthorizationPolicy", `{"selector":null,"rules":[{}]}`, `{"selector":{},"rules":[{}]}`, ""},
 		{"nothing dropped", security, "AuthorizationPolicy", `{"rules":[{"to":[{"operation":{"ports":["80"]}}]}]}`, `{"rules":[{"to":[{"operation":{"ports":["80"]}}]}]}`, ""},
 		{"a known field was removed by others", security, "AuthorizationPolicy", `{"action":"DENY","rules":[{}]}`, `{"rules":[{}]}`, ""},
+		{"port of an earlier version", "access.smi-spec.io/v1alpha3", "TrafficTarget", `{` + target + `,"port":80}}`, `{` + target + `}}`,
+			"spec.destination.port: error: the API server dropped this when the document was applied (does not exist in v1alpha3: "},
+		{"ports of a later version", "specs.smi-spec.io/v1alpha3", "TCPRoute", `{"matches":{"ports":[80]}}`, `{}`, "spec.matches: error: "},
+		{"access policy of a later version", "policy.linkerd.io/v1beta2", "Server", `{"podSelector":{},"port":80,"accessPolicy":"deny"}`, `{"podSelector":{},"port":80}`,
+			"spec.accessPolicy: error: "},
+		{"mistake mended by others", "policy.linkerd.io/v1beta3", "Server", `{"podSelector":{},"port":0}`, `{"podSelector":{},"port":80}`, ""},
+		{"mistake that is still there", "policy.linkerd.io/v1beta3", "Server", `{"port":80}`, `{"port":80}`, ""},
+		{"another version of an API", "specs.smi-spec.io/x", "TCPRoute", `{"matches":{"ports":[80]}}`, `{}`, ""},
 		{"the rule was removed by others", security, "AuthorizationPolicy", `{"rules":[{},{"form":[]}]}`, `{"rules":[{}]}`, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -59,6 +68,19 @@ func TestCheck_FieldsThatTheAPIServerDropped(t *testing.T) {
 				t.Errorf("with the annotation of another document: %v", r.Findings)
 			}
 		})
+	}
+}
+
+// TestCheck_DroppedHeaders: before v1alpha2 an HTTPRouteGroup had no headers, so that a match of more than headers is left.
+func TestCheck_DroppedHeaders(t *testing.T) {
+	document := func(annotation, match string) string {
+		return `{"apiVersion":"specs.smi-spec.io/v1alpha1","kind":"HTTPRouteGroup","metadata":{"name":"a","namespace":"shop"` + annotation + `},"matches":[{"name":"a"` + match + "}]}"
+	}
+	written, _ := json.Marshal(document("", `,"headers":[{"a":"b"}]`))
+	stored := document(`,"annotations":{"kubectl.kubernetes.io/last-applied-configuration":`+string(written)+"}", "")
+	const want = "matches[0].headers: error: the API server dropped this"
+	if r := policy.Check([]policy.Source{{Name: "a.json", Data: []byte(stored)}}, policy.Workload{Namespace: "shop"}); !strings.Contains(r.Findings.Error(), want) {
+		t.Errorf("findings:\n%v\nwant %s", r.Findings, want)
 	}
 }
 
