@@ -157,8 +157,8 @@ func (a *MeshTLSAuthentication) Check(doc *yamldoc.Document) {
 			doc.Errorf(at, "is neither a ServiceAccount nor a Namespace of core: correct group and kind")
 		case r.Namespace != "":
 			doc.Errorf(at+".namespace", "a Namespace is in no namespace: remove it")
-		default:
-			checkNames(doc, "a", r.Name, at)
+		case !yamldoc.IsLabel(r.Name):
+			doc.Errorf(at+".name", notNamespace, r.Name)
 		}
 	}
 	if len(a.Spec.Identities)+len(a.Spec.IdentityRefs) == 0 {
@@ -191,9 +191,11 @@ func checkNames(doc *yamldoc.Document, name, namespace, at string) {
 		doc.Errorf(at+".name", "%q is not a name of Kubernetes: use lower-case letters, digits, hyphens and dots", name)
 	}
 	if namespace != "" && !yamldoc.IsLabel(namespace) {
-		doc.Errorf(at, "%q is not a namespace: use lower-case letters, digits and hyphens", namespace)
+		doc.Errorf(at, notNamespace, namespace)
 	}
 }
+
+const notNamespace = "%q is not a namespace: use lower-case letters, digits and hyphens"
 
 func checkIdentities(doc *yamldoc.Document, identities []string, at string) {
 	for i, id := range identities {

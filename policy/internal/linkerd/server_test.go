@@ -90,6 +90,8 @@ func TestCheck_Servers(t *testing.T) {
 		{"MeshTLSAuthentication", "v1alpha1", "{identities: ['spiffe://a//b']}", "error spec.identities[0]"},
 		{"MeshTLSAuthentication", "v1alpha1", "{identities: ['spiffe://A/b']}", "error spec.identities[0]"},
 		{"MeshTLSAuthentication", "v1alpha1", "{identityRefs: [{kind: Namespace, name: shop, namespace: shop}]}", "error spec.identityRefs[0].namespace"},
+		{"MeshTLSAuthentication", "v1alpha1", "{identityRefs: [{kind: Namespace, name: ''}]}", "error spec.identityRefs[0].name"},
+		{"MeshTLSAuthentication", "v1alpha1", "{identityRefs: [{kind: Namespace, name: a.b}]}", "error spec.identityRefs[0].name"},
 		{"MeshTLSAuthentication", "v1alpha1", "{identityRefs: [{kind: Pod, name: shop}]}", "error spec.identityRefs[0]"},
 		{"NetworkAuthentication", "v1alpha1", "{networks: []}", "error spec.networks"},
 		{"NetworkAuthentication", "v1alpha1", "{}", "error spec.networks"},
