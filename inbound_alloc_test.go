@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"testing"
 
@@ -118,26 +119,29 @@ func TestHandlerStack(t *testing.T) {
 
 	w := newTown(t)
 	id := w.identity(t, "order-service")
-	h := w.member(t, "payment-service", strict+"---"+allowOrders).Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-		arrived.Done()
-		<-leave
-	}))
-	r := inboundRequest(id.Certificate().Leaf)
-	r.ProtoMajor = 2
-	var before, during runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range requests {
-		arrived.Add(1)
-		served.Go(func() { belowNetHTTP(func() { h.ServeHTTP(discard{}, r) }) })
+	for _, documents := range []string{strict + "---" + allowOrders, strict + serverOf(8080, "") + authorizationPolicy(byOrders) + ordersAlone,
+		strings.Replace(allowing("order-service", "charge"), "- {name: read,", "- {name: charge, methods: [GET]}\n  - {name: read,", 1)} {
+		h := w.member(t, "payment-service", documents).Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			arrived.Done()
+			<-leave
+		}))
+		r := inboundRequest(id.Certificate().Leaf)
+		r.ProtoMajor = 2
+		var before, during runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range requests {
+			arrived.Add(1)
+			served.Go(func() { belowNetHTTP(func() { h.ServeHTTP(discard{}, r) }) })
+		}
+		arrived.Wait()
+		runtime.ReadMemStats(&during)
+		if each := (during.StackInuse - before.StackInuse) / requests; each > 6<<10 {
+			t.Errorf("a request has a stack of %d bytes, want 4 KiB, by\n%s", each, documents)
+		}
 	}
-	arrived.Wait()
-	runtime.ReadMemStats(&during)
 	close(leave)
 	served.Wait()
 	small.Wait()
-	if each := (during.StackInuse - before.StackInuse) / requests; each > 6<<10 {
-		t.Errorf("a request has a stack of %d bytes, want 4 KiB", each)
-	}
 }
 
 // belowNetHTTP calls f with as much of the stack in use as below an http.Server that speaks HTTP/2 over TLS.

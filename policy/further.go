@@ -35,18 +35,31 @@ func (in *Inbound) regard(policies []authz.Policy) {
 	}
 }
 
+// about reports whether the decision is about requests at the port at which r arrived, or may be.
+func (f *further) about(r *authz.Request) bool {
+	port := r.Destination.Port()
+	return f.port == 0 || port == 0 || port == f.port
+}
+
+// explain changes a decision of the authorizer to what this one says of it.
+func (f *further) explain(d *authz.Decision) {
+	if d.Policy == f.audited && f.audited != "" {
+		d.Audit = d.Match
+	}
+	if !d.Allowed && !d.BadRequest {
+		d.Reason = f.denied
+	}
+}
+
 // decide changes the decision about a request to what it is with this one. What was denied stays denied, enforced or in the shadow.
 func (f *further) decide(r *authz.Request, d *authz.Decision) {
 	shadow := d.Shadow.Present && d.Shadow.Allowed
-	port := r.Destination.Port()
-	if !d.Allowed && !shadow || f.port != 0 && port != 0 && port != f.port {
+	if !d.Allowed && !shadow || !f.about(r) {
 		return
 	}
 	also := f.authorizer.Decide(r)
+	f.explain(&also)
 	d.Steady = d.Steady && also.Steady
-	if also.Policy == f.audited && f.audited != "" {
-		also.Audit = also.Match
-	}
 	if d.Audit.Policy == "" {
 		d.Audit = also.Audit
 	}
@@ -55,9 +68,6 @@ func (f *further) decide(r *authz.Request, d *authz.Decision) {
 			d.Match, d.Reason = also.Match, also.Reason
 		}
 		return
-	}
-	if !also.BadRequest {
-		also.Reason = f.denied
 	}
 	if shadow {
 		d.Shadow.Allowed, d.Shadow.Match, d.Shadow.Reason = false, also.Match, also.Reason

@@ -74,6 +74,35 @@ func TestFurther_Shadow(t *testing.T) {
 	}
 }
 
+// Of several decisions about ports, those about the port of a request count, and all of them if it is not known. What one audits is marked.
+func TestFurther_Ports(t *testing.T) {
+	for _, first := range []*authz.Authorizer{nil, must(authz.Compile([]authz.Policy{allowPath("all", "/*", false)}, authz.Config{}))} {
+		in := &Inbound{authorizer: first}
+		for _, f := range []further{{port: 1, denied: "one"}, {port: 2, denied: "two", audited: "a"}, {port: 2, denied: "second of two", audited: "b"}} {
+			path := "/one"
+			if f.port == 2 {
+				path = "/two"
+			}
+			if err := in.also(f, []authz.Policy{allowPath("a", path, false), allowPath("b", "/x", false)}, authz.Config{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, test := range []struct {
+			port         uint16
+			path, reason string // "" if it is allowed
+			audit        string
+		}{
+			{1, "/one", "", ""}, {1, "/two", "one", ""}, {2, "/one", "two", ""}, {2, "/two", "", "a"}, {2, "/x", "", "b"},
+			{3, "/three", "", ""}, {0, "/one", "two", ""}, {0, "/two", "one", ""}, {0, "/x", "", "b"},
+		} {
+			d := in.Authorize(&authz.Request{Method: "GET", Target: test.path, Destination: netip.AddrPortFrom(netip.Addr{}, test.port)})
+			if d.Allowed != (test.reason == "") || !d.Allowed && d.Reason != test.reason || d.Audit.Policy != test.audit {
+				t.Errorf("%s at %d: %+v", test.path, test.port, d)
+			}
+		}
+	}
+}
+
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

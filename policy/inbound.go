@@ -18,7 +18,7 @@ import (
 type Inbound struct {
 	mode       tlsid.Mode
 	ports      map[int]tlsid.Mode // the ports with a mode of their own
-	authorizer *authz.Authorizer
+	authorizer *authz.Authorizer  // nil without AuthorizationPolicies and intentions
 	further    []further          // what must allow requests, too
 	authorizes bool               // there is an enforced policy
 	rules      []jwt.Rule         // of tokens
@@ -56,10 +56,20 @@ func (in *Inbound) Authorize(r *authz.Request) (d authz.Decision) {
 	case mode == tlsid.Disable && r.Principal != "", r.Principal == "" && in.asserts(r):
 		r = in.disregarding(r)
 	}
+	first, rest, only := in.authorizer, in.further, (*further)(nil)
+	for first == nil && len(rest) > 0 {
+		if rest[0].about(r) {
+			first, only = rest[0].authorizer, &rest[0]
+		}
+		rest = rest[1:]
+	}
 	// Here, since another function would have a Decision in its frame, too: the stack of an HTTP/2 request would grow once more.
-	d = in.authorizer.Decide(r)
-	for i := range in.further {
-		in.further[i].decide(r, &d)
+	d = first.Decide(r)
+	if only != nil {
+		only.explain(&d)
+	}
+	for i := range rest {
+		rest[i].decide(r, &d)
 	}
 	return d
 }
@@ -163,9 +173,12 @@ func (c *compiler) authorizationPolicies() {
 		in.authorizes = true
 		own = append(own, authz.Policy{Name: consul.ServiceIntentionsKind, Intentions: intentions})
 	}
-	var err error
-	if in.authorizer, err = authz.Compile(own, config); err != nil { // although each policy alone is valid
+	authorizer, err := authz.Compile(own, config)
+	if err != nil { // although each policy alone is valid
 		culprit(c, from).Errorf("", "cannot be enforced: %v", err)
+	}
+	if len(own) > 0 {
+		in.authorizer = authorizer
 	}
 	p.inbound = in
 }
