@@ -19,7 +19,7 @@ import (
 )
 
 // Handler returns next behind the inbound side of the mesh. Each request passes these stages, in this order: identification
-// of the peer, the PeerAuthentication of the port, the RequestAuthentications, the AuthorizationPolicies and intentions, the
+// of the peer, the PeerAuthentication of the port, the RequestAuthentications, what authorizes requests ([policy.Inbound.Authorize]), the
 // limits, the deadline that the caller announces, which becomes the deadline of the handler's context, and the removal of
 // headers that the peer may not assert.
 //

@@ -56,7 +56,7 @@ func (m *Mesh) Listen(inner net.Listener) net.Listener {
 }
 
 // errNoHandler refuses connections to a server whose requests nothing would authorize.
-var errNoHandler = errors.New("mesh: AuthorizationPolicies select this workload, but nothing evaluates them: serve with Mesh.Handler, " +
+var errNoHandler = errors.New("mesh: there are policies about who may call this workload, but nothing evaluates them: serve with Mesh.Handler, " +
 	"meshgrpc.ServerOptions or, for other protocols, Mesh.ListenTCP")
 
 // Accept implements net.Listener.
@@ -228,7 +228,7 @@ func (l *tcpListener) request(nc net.Conn) authz.Request {
 }
 
 var (
-	errDenied = errors.New("denied by an AuthorizationPolicy")
+	errDenied = errors.New("denied by a policy")
 	errNoPeer = errors.New(reasonNoPeer)
 )
 

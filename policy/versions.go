@@ -38,7 +38,7 @@ func (d *document) authenticates() any {
 	return nil
 }
 
-// settle decides between two versions of one PeerAuthentication or RequestAuthentication that differ. Unlike prohibitions, they cannot both be in
+// settle decides between two versions of one document that differ, of a kind that authenticates has. Unlike prohibitions, they cannot both be in
 // force. Which one is newer is unknown, so the one counts that is certainly the stricter. If neither is, the last good version stays, as for a
 // refused change. If that is neither of the two, both are refused.
 func (d *document) settle(first *document) {
@@ -68,7 +68,7 @@ func (d *document) settle(first *document) {
 // lastGood reports whether the document is the last good version of its object.
 func (d *document) lastGood() bool { return d.from.last != nil && d.same(d.from.last) }
 
-// sameAuthentication reports whether two documents say the same about who may connect, or whose tokens are accepted.
+// sameAuthentication reports whether authenticates returns the same of two documents.
 func (d *document) sameAuthentication(other *document) bool {
 	return reflect.DeepEqual(d.authenticates(), other.authenticates())
 }
