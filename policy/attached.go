@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -67,10 +68,23 @@ func readRoute[T any, P interface {
 		}
 	}
 	if _, err := route.NewTable(plain); err != nil { // only for its errors
-		doc.Errorf("spec.rules", "%v", err)
+		reportRules(doc, err, routes)
 	}
 	g.leads = slices.Clip(g.leads)
 	return g
+}
+
+// reportRules reports errors of a route table at the rules that the routes come from, once for each rule.
+func reportRules(doc *yamldoc.Document, err error, routes []gateway.Route) {
+	reported := make(map[string]bool)
+	for _, err := range err.(interface{ Unwrap() []error }).Unwrap() {
+		wrong := err.(*route.FieldError)
+		at, text := yamldoc.Index("spec.rules", routes[wrong.Route].Rule), fmt.Sprintf("%s: %v", wrong.Field, wrong.Err)
+		if !reported[at+text] {
+			reported[at+text] = true
+			doc.Errorf(at, "%s", text)
+		}
+	}
 }
 
 // attached has the HTTPRoutes or the GRPCRoutes that are attached to a host and whose rules are merged. It does not change: plans share it as long as

@@ -200,3 +200,33 @@ func TestAttached_Model(t *testing.T) {
 		t.Errorf("%d requests matched: the test says little", matched)
 	}
 }
+
+// TestAttached_Origin: what a document does not have has no index, and its own line.
+func TestAttached_Origin(t *testing.T) {
+	const head = "# a comment\napiVersion: policy.linkerd.io/v1beta3\nkind: HTTPRoute\nmetadata: {name: echo}\nspec:\n  parentRefs: [{group: core, kind: Service, name: echo}]\n"
+	for text, want := range map[string]policy.Origin{
+		head:                              {Line: 2, Route: -1, Match: -1},
+		head + "  rules: []\n":            {Line: 2, Route: -1, Match: -1},
+		head + "  rules:\n  - {}\n":       {Line: 8, Route: 0, Match: -1},
+		head + "  rules: [{matches: []}]": {Line: 7, Route: 0, Match: -1},
+		head + "  rules:\n  - {matches: [{method: PUT}]}\n  - matches: [{method: POST}, {}]\n": {Line: 9, Route: 1, Match: 1},
+	} {
+		h := compile(t, text).Host("echo")
+		view := route.NewRequest(httptest.NewRequest("GET", "http://echo/", nil))
+		rule, match, _ := h.Routes.Match(&view)
+		want.Document, want.File = "HTTPRoute default/echo", h.Origin(rule, match).File
+		if got := h.Origin(rule, match); got != want {
+			t.Errorf("the origin is %+v, want %+v, of\n%s", got, want, text)
+		}
+	}
+}
+
+// TestAttached_WhereTheTableErrs: what only the table of routes refuses is reported at its rule, once.
+func TestAttached_WhereTheTableErrs(t *testing.T) {
+	_, findings := policy.Compile([]policy.Source{{Name: "a", Data: []byte(attachedRoute("HTTPRoute", "shop", "echo", "01", `{group: "", kind: Service, name: echo}`,
+		"{matches: [{method: GET}, {method: PUT}], backendRefs: [{name: b, port: 80}]}, {matches: [{method: GET}, {method: PUT}], backendRefs: [{name: b, port: 80}], "+
+			"filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [content-length]}}]}"))}}, workload)
+	if got := findings.Error(); len(findings) != 1 || !strings.Contains(got, "spec.rules[1]: error: Headers.Request.Remove[0]: ") {
+		t.Errorf("the findings are %v", got)
+	}
+}

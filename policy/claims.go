@@ -116,7 +116,7 @@ type Origin struct {
 	Document string
 
 	// File is the [Source.Name] of the document. Line is the line of the route in it, or that of the document if it has no routes or is
-	// not a VirtualService.
+	// neither a VirtualService nor a route of the Gateway API.
 	File string
 	Line int
 
@@ -136,7 +136,7 @@ func (h HostPlan) Origin(e *route.Rule, match int) Origin {
 	if from.by != nil {
 		at := h.plan.places[from.by]
 		o.File, o.Line = at.file, at.line
-		if r, ok := from.by.(*gatewayRoute); ok {
+		if r, ok := from.by.(*gatewayRoute); ok && o.Route >= 0 {
 			o.Line += int(r.lines[o.Route])
 		}
 	} else if h.claim == nil { // a service without entries of its own

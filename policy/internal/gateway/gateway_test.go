@@ -218,6 +218,7 @@ func TestGRPC(t *testing.T) {
   - {name: method, matches: [{method: {method: Get}}], backendRefs: [{name: b, port: 80}]}
   - {name: service, matches: [{method: {service: shop.Cart}}], backendRefs: [{name: b, port: 80}]}
   - {name: headers, matches: [{method: {service: shop.Cart}, headers: [{name: Version, value: two}]}], backendRefs: [{name: b, port: 80}]}
+  - {name: dot, matches: [{method: {service: .shop.Cart}}], backendRefs: [{name: b, port: 80}]}
   - {name: both, matches: [{method: {service: .shop.Cart, method: Get}}], backendRefs: [{name: b, port: 80}]}
   - {name: expression, matches: [{method: {type: RegularExpression, service: "shop|store", method: "(Put|Del).*"}}], backendRefs: [{name: b, port: 80}]}
 `

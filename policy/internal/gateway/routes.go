@@ -18,7 +18,7 @@ import (
 type Route struct {
 	route.Route
 
-	Rule  int // the index of the rule in the document
+	Rule  int // the index of the rule in the document, or -1 if it has none
 	Match int // the index of the match in the rule, or -1 if the rule has none
 
 	rank rank
@@ -58,12 +58,8 @@ func (r *HTTPRoute) Routes(domain string) []Route {
 			matches = make([]HTTPRouteMatch, 1)
 		}
 		for j := range matches {
-			at := j
-			if rule.Matches == nil {
-				at = -1
-			}
 			for _, one := range matches[j].routes(rule, to) {
-				one.Rule, one.Match = i, at
+				one.Rule, one.Match = min(i, len(r.Spec.Rules)-1), min(j, len(rule.Matches)-1)
 				out = append(out, one)
 			}
 		}
@@ -83,7 +79,7 @@ func (r *GRPCRoute) Routes(domain string) []Route {
 		to := rules[i].http().translate(&r.Object, domain, http.StatusServiceUnavailable) // UNAVAILABLE in gRPC
 		of.apply(&to)
 		if len(rules[i].Matches) == 0 {
-			out = append(out, Route{Route: to, Rule: i, Match: -1})
+			out = append(out, Route{Route: to, Rule: min(i, len(r.Spec.Rules)-1), Match: -1})
 		}
 		for j := range rules[i].Matches {
 			one := rules[i].Matches[j].route(to)
@@ -414,9 +410,10 @@ func (m *GRPCRouteMatch) route(to route.Route) Route {
 	match := route.Match{Headers: values(m.Headers, true)}
 	of := rank{headers: len(match.Headers)}
 	if by := m.Method; by != nil {
-		of.length, of.method = len(by.Service), len(by.Method)
+		service := strings.TrimPrefix(by.Service, ".")
+		of.length, of.method = len(service), len(by.Method)
 		const any = "[^/]+"
-		switch service := strings.TrimPrefix(by.Service, "."); {
+		switch {
 		case by.Type == "RegularExpression":
 			match.URI = route.StringMatch{Kind: route.Regex, Value: "/(?:" + cmp.Or(by.Service, any) + ")/(?:" + cmp.Or(by.Method, any) + ")"}
 		case by.Service == "":
