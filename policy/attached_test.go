@@ -230,3 +230,21 @@ func TestAttached_WhereTheTableErrs(t *testing.T) {
 		t.Errorf("the findings are %v", got)
 	}
 }
+
+// TestAttached_Divided: routes have no effect on a service that has a ServiceProfile, also if they are attached to a wildcard that covers it.
+func TestAttached_Divided(t *testing.T) {
+	const entry, profile = `{hosts: ["*.example", b.other.test], ports: [{number: 80, name: http, protocol: HTTP}], resolution: NONE}`,
+		"---\napiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\nmetadata: {name: %s}\nspec: {routes: [{name: r, condition: {method: GET}, timeout: 1s}]}\n"
+	plan := compile(t, "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e}\nspec: "+entry+"\n"+
+		fmt.Sprintf(profile, "a.example")+fmt.Sprintf(profile, "b.other.test")+
+		attachedRoute("HTTPRoute", "default", "e", "01", "{group: networking.istio.io, kind: ServiceEntry, name: e, port: 80}",
+			"{backendRefs: [{group: networking.istio.io, kind: Hostname, name: c.example, port: 80}]}"))
+	for host, want := range map[string]string{
+		"a.example": "ServiceProfile default/a.example", "b.other.test": "ServiceProfile default/b.other.test",
+		"d.example": "HTTPRoute default/e", "d.example:8080": "", "a.example:8080": "ServiceProfile default/a.example",
+	} {
+		if got := plan.Host(host).Document; got != want {
+			t.Errorf("%s routes %s, want %q", got, host, want)
+		}
+	}
+}

@@ -48,6 +48,9 @@ const maxRoutes = 10_000
 // combined returns the claim on a host together with its splits and profiles, or the claim itself if there are none for the host and the
 // services that it leads to. last is the corresponding claim of the last plan. Its unchanged parts are kept.
 func (c *compiler) combined(host string, own, last *claim) *claim {
+	for own != nil && own.attached != nil && c.divided(host) != nil { // they are attached to a wildcard
+		own = own.otherwise
+	}
 	with := c.joint(host, own, last)
 	var otherwise, lastOtherwise *claim
 	if own != nil && own.ports() != nil {

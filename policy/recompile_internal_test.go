@@ -325,6 +325,7 @@ func TestRecompile_OneChange(t *testing.T) {
 		{kind: "gateway.networking.k8s.io/v1 HTTPRoute", name: "x", spec: 0},
 		{kind: "gateway.networking.k8s.io/v1 HTTPRoute", name: "y", spec: 2},
 		{kind: "gateway.networking.k8s.io/v1 HTTPRoute", name: "z", spec: 3},
+		{kind: "gateway.networking.k8s.io/v1 HTTPRoute", name: "w", spec: 5}, // of a wildcard
 		{kind: "gateway.networking.k8s.io/v1 HTTPRoute", namespace: "shop", name: "x", spec: 5},
 		{kind: "gateway.networking.k8s.io/v1 GRPCRoute", name: "x", spec: 0},
 		{kind: "gateway.networking.k8s.io/v1 GRPCRoute", namespace: "shop", name: "x", spec: 1},
