@@ -116,7 +116,13 @@ func (c *compiler) attach() []*attached {
 		return nil
 	}
 	slices.SortStableFunc(c.gatewayRoutes, func(a, b decoded[gatewayRoute]) int {
-		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.namespace+"/"+a.name, b.namespace+"/"+b.name))
+		switch byAge := a.created.Compare(b.created); {
+		case byAge != 0:
+			return byAge
+		case a.namespace == b.namespace: // without the strings below
+			return cmp.Compare(a.name, b.name)
+		}
+		return cmp.Compare(a.namespace+"/"+a.name, b.namespace+"/"+b.name)
 	})
 	p, byKey := c.plan, make(map[attachment]*attached)
 	var groups []*attached
