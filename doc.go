@@ -1,7 +1,7 @@
 // Package mesh gives a process what a service mesh gives it, without the sidecar.
 //
-// It reads the documents that operators write for Istio, Linkerd, SMI and Consul and enforces them inside the process, behind
-// an ordinary [http.Client] and [http.Handler]:
+// It reads the documents that operators write for Istio, Linkerd, the Gateway API, SMI and Consul and enforces them inside the
+// process, behind an ordinary [http.Client] and [http.Handler]:
 //
 //	m, err := mesh.New(ctx, mesh.WithPolicyFeed(file.New("mesh.d"))) // a folder that is followed, of package policy/file
 //	if err != nil { ... }
