@@ -158,6 +158,9 @@ func (f *Feed) sourcesOf(kind string, entries []json.RawMessage) []policy.Source
 	return sources
 }
 
+// mostTold bounds what is remembered of an agent that is away: the text of an error may have the port of a connection.
+const mostTold = 100
+
 // merge yields what the watches send, all kinds together. The entries of kinds that cannot be read now are those from before, and what
 // is wrong with them is yielded again after each set: it is not over. An agent that is away fails all kinds, and is one error.
 func merge(ctx context.Context, news <-chan answer, yield func([]policy.Source, error) bool) {
@@ -169,6 +172,9 @@ func merge(ctx context.Context, news <-chan answer, yield func([]policy.Source, 
 		cause := strings.ReplaceAll(failed[kind].Error(), kinds[kind], "")
 		if told[cause] {
 			return true
+		}
+		if len(told) == mostTold {
+			clear(told)
 		}
 		told[cause] = true
 		return yield(nil, failed[kind])
