@@ -277,12 +277,13 @@ func (p *Permission) path(mode Normalization) (out pattern, set bool, err error)
 	return out, set, nil
 }
 
-// regexPattern compiles a regular expression that must match the whole text.
+// regexPattern compiles a regular expression that must match the whole text. Its dot matches line feeds, too: there are none in a
+// path as it is sent, but there may be in one that is decoded, and a rule that denies `/a b/.*` denies "/a%20b/%0A".
 func regexPattern(v string) (pattern, error) {
 	if _, err := regexp.Compile(v); err != nil { // alone, so that the group below cannot make "a)|(b" valid
 		return pattern{}, err
 	}
-	re, err := regexp.Compile(`\A(?:` + v + `)\z`)
+	re, err := regexp.Compile(`\A(?s:` + v + `)\z`)
 	return pattern{kind: regex, text: v, decoded: v, re: re}, err
 }
 

@@ -32,6 +32,8 @@ func TestRegexes(t *testing.T) {
 		{"slashes that are doubled", path("/a/.*"), "//a/x", nil, false, true},
 		{"parameters", path("/a/.*"), "/a;x/b", nil, false, true},
 		{"an escaped letter", path("/a/.*"), "/%61/b", nil, true, true},
+		{"a line feed", path(".*"), "/%0a", nil, true, true},
+		{"a line feed beside another escape", path("/a b/.*c"), "/a%20b/%0ac", nil, false, true},
 		{"beside a path", to(authz.Operation{Paths: []string{"/a"}, PathRegexes: []string{"/b+"}}), "/bb", nil, true, true},
 		{"with a path that is excluded", to(authz.Operation{PathRegexes: []string{"/.*"}, NotPaths: []string{"/a"}}), "/a", nil, false, false},
 		{"header", header("a.*"), "/", []string{"admin"}, true, true},
