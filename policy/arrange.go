@@ -69,9 +69,9 @@ func (c *compiler) sort(d *document) {
 	case *gatewayRoute:
 		c.gatewayRoutes = append(c.gatewayRoutes, decoded[gatewayRoute]{d, is})
 	case *profile:
-		c.linkerd = append(c.linkerd, decoded[profile]{d, is})
+		c.profileDocs = append(c.profileDocs, decoded[profile]{d, is})
 	case *smi.TrafficSplit:
-		c.smi = append(c.smi, decoded[smi.TrafficSplit]{d, is})
+		c.splitDocs = append(c.splitDocs, decoded[smi.TrafficSplit]{d, is})
 	case *smi.HTTPRouteGroup:
 		c.routeGroups = append(c.routeGroups, decoded[smi.HTTPRouteGroup]{d, is})
 	case *smi.TCPRoute:
@@ -79,7 +79,7 @@ func (c *compiler) sort(d *document) {
 	case *target:
 		c.targets = append(c.targets, decoded[target]{d, is})
 	case *served:
-		c.kubernetes = append(c.kubernetes, decoded[served]{d, is})
+		c.serviceDocs = append(c.serviceDocs, decoded[served]{d, is})
 	case *istio.PeerAuthentication:
 		c.peers = append(c.peers, decoded[istio.PeerAuthentication]{d, is})
 	case *consul.Entry:

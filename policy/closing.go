@@ -13,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
@@ -82,7 +83,7 @@ func (c *compiler) denies(p *piece) bool {
 		return !p.ofOthers(w.ServiceAccount)
 	}
 	selectors := []string{"spec.selector"}
-	if p.group == linkerdPolicy {
+	if p.group == linkerd.PolicyGroup {
 		selectors[0] = "spec.podSelector"
 		if other := "spec.externalWorkloadSelector"; p.Has(other) { // beside the first it is an error, and either may be meant
 			selectors = append(selectors, other)
@@ -177,7 +178,7 @@ func (p *piece) targets(namespace string) bool {
 // routesServer reports whether a document is a route that is attached, or may be, to a Server of Linkerd. Then a request to the Server that no
 // route matches is refused.
 func (p *piece) routesServer() bool {
-	if p.kind != "HTTPRoute" && p.kind != "GRPCRoute" || p.group != linkerdPolicy && p.group != catalog.GatewayGroup {
+	if p.kind != "HTTPRoute" && p.kind != "GRPCRoute" || p.group != linkerd.PolicyGroup && p.group != catalog.GatewayGroup {
 		return false
 	}
 	if !p.clear("", "spec") || p.Has("spec.parentRefs") && !p.HasItems("spec.parentRefs") {
@@ -214,11 +215,9 @@ func (p *piece) clear(paths ...string) bool {
 	})
 }
 
-const linkerdPolicy = "policy.linkerd.io"
-
 // harmless reports whether a document that restricts who may call whom would deny no request to this process.
 func (p *piece) harmless() bool {
-	if p.group == linkerdPolicy {
+	if p.group == linkerd.PolicyGroup {
 		switch p.kind {
 		case "MeshTLSAuthentication", "NetworkAuthentication", "ServerAuthorization": // they only allow
 			return true

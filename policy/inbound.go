@@ -19,7 +19,7 @@ type Inbound struct {
 	mode       tlsid.Mode
 	ports      map[int]tlsid.Mode // the ports with a mode of their own
 	authorizer *authz.Authorizer  // nil without AuthorizationPolicies and intentions
-	further    []further          // what must allow requests, too
+	allowlists []allowlist        // what must allow requests, too
 	authorizes bool               // there is an enforced policy
 	rules      []jwt.Rule         // of tokens
 	tokens     *jwt.Authenticator // nil without rules
@@ -56,7 +56,7 @@ func (in *Inbound) Authorize(r *authz.Request) (d authz.Decision) {
 	case mode == tlsid.Disable && r.Principal != "", r.Principal == "" && in.asserts(r):
 		r = in.disregarding(r)
 	}
-	first, rest, only := in.authorizer, in.further, (*further)(nil)
+	first, rest, only := in.authorizer, in.allowlists, (*allowlist)(nil)
 	for first == nil && len(rest) > 0 {
 		if rest[0].about(r) {
 			first, only = rest[0].authorizer, &rest[0]
@@ -181,6 +181,20 @@ func (c *compiler) authorizationPolicies() {
 		in.authorizer = authorizer
 	}
 	p.inbound = in
+}
+
+// regard notes what the policies that apply to the workload are about.
+func (in *Inbound) regard(policies []authz.Policy) {
+	for _, policy := range policies {
+		in.authorizes = in.authorizes || !policy.DryRun && policy.Action != authz.Audit
+		for _, rule := range policy.Rules {
+			for _, condition := range rule.When {
+				if name, ok := assertion(condition.Key); ok {
+					in.asserted = append(in.asserted, name)
+				}
+			}
+		}
+	}
 }
 
 // unselected warns if the workload has no labels, but policies or Sidecars that could be about it select by labels: the process may just not know its

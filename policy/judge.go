@@ -380,7 +380,7 @@ func (d *document) twice(first *document) {
 		d.Warnf("metadata.name", "%s is there in another version, too, in %s:%d: both are in force", d, first.file, first.Line)
 		return
 	}
-	if sameObject && d.authenticates() != nil && !d.sameAuthentication(first) {
+	if sameObject && d.admits() != nil && !d.admitsSame(first) {
 		d.settle(first)
 		return
 	}

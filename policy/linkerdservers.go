@@ -96,11 +96,11 @@ func (c *compiler) linkerdServers() {
 			}
 		}
 		authorize(&own, s.is.Spec.Default())
-		more := further{port: s.port, denied: "no authorization for the Server " + name + " of Linkerd matched"}
+		more := allowlist{port: s.port, denied: "no authorization for the Server " + name + " of Linkerd matched"}
 		if s.is.Spec.AccessPolicy == "audit" {
 			more.audited = own.Name
 		}
-		if err := c.plan.inbound.also(more, append(policies, own), authz.Config{Normalization: w.Paths}); err != nil {
+		if err := c.plan.inbound.require(more, append(policies, own), authz.Config{Normalization: w.Paths}); err != nil {
 			s.Errorf("", "cannot be enforced: %v", err)
 		}
 	}

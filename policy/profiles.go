@@ -51,7 +51,7 @@ func (p *profile) pack(words *yamldoc.Words, d *yamldoc.Document) {
 func (c *compiler) serviceProfiles() {
 	p := c.plan
 	for _, own := range []bool{true, false} {
-		for _, sp := range c.linkerd {
+		for _, sp := range c.profileDocs {
 			if sp.Failed() || (sp.namespace == p.workload.Namespace) != own {
 				continue
 			}

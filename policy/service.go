@@ -121,7 +121,7 @@ func (c *compiler) readService(r *reading, is *service) *served {
 
 // services adds the ports of the cluster's services to the plan.
 func (c *compiler) services() {
-	for _, s := range c.kubernetes {
+	for _, s := range c.serviceDocs {
 		if !s.Failed() {
 			c.plan.ports.set(s.is.host, s.is)
 		}

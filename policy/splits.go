@@ -37,7 +37,7 @@ type splitPart struct {
 func (c *compiler) trafficSplits() {
 	p := c.plan
 	groups, used := byName(c.routeGroups), c.referred()
-	for _, ts := range c.smi {
+	for _, ts := range c.splitDocs {
 		if ts.Failed() {
 			continue
 		}

@@ -67,7 +67,7 @@ func (c *compiler) trafficTargets() {
 		return
 	}
 	const denied = "no TrafficTarget for the service account of the workload allows it"
-	if err := in.also(further{denied: denied}, policies, config); err != nil { // although each rule alone is valid
+	if err := in.require(allowlist{denied: denied}, policies, config); err != nil { // although each rule alone is valid
 		culprit(c, from).Errorf("", "cannot be enforced: %v", err)
 	}
 }

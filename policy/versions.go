@@ -10,9 +10,9 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// authenticates returns what the document says about who may connect, whose tokens are accepted, or what is protected and authorized. It
-// returns nil for other kinds.
-func (d *document) authenticates() any {
+// admits returns what the document says about who may connect, whose tokens are accepted, or what is protected and authorized. It returns nil
+// for other kinds.
+func (d *document) admits() any {
 	switch is := d.is.(type) {
 	case *istio.PeerAuthentication:
 		return &is.Spec
@@ -38,13 +38,13 @@ func (d *document) authenticates() any {
 	return nil
 }
 
-// settle decides between two versions of one document that differ, of a kind that authenticates has. Unlike prohibitions, they cannot both be in
+// settle decides between two versions of one document that differ, of a kind that admits knows. Unlike prohibitions, they cannot both be in
 // force. Which one is newer is unknown, so the one counts that is certainly the stricter. If neither is, the last good version stays, as for a
 // refused change. If that is neither of the two, both are refused.
 func (d *document) settle(first *document) {
 	loser, kept, why := d, first, ""
-	one, _ := first.authenticates().(*istio.PeerAuthenticationSpec)
-	two, peers := d.authenticates().(*istio.PeerAuthenticationSpec)
+	one, _ := first.admits().(*istio.PeerAuthenticationSpec)
+	two, peers := d.admits().(*istio.PeerAuthenticationSpec)
 	switch {
 	case peers && asStrict(one, two):
 		why = "is stricter"
@@ -68,9 +68,9 @@ func (d *document) settle(first *document) {
 // lastGood reports whether the document is the last good version of its object.
 func (d *document) lastGood() bool { return d.from.last != nil && d.same(d.from.last) }
 
-// sameAuthentication reports whether authenticates returns the same of two documents.
-func (d *document) sameAuthentication(other *document) bool {
-	return reflect.DeepEqual(d.authenticates(), other.authenticates())
+// admitsSame reports whether admits returns the same of two documents.
+func (d *document) admitsSame(other *document) bool {
+	return reflect.DeepEqual(d.admits(), other.admits())
 }
 
 // asStrict reports whether a demands at least as much as b of those who connect, whatever both inherit. Only STRICT is certainly as strict as

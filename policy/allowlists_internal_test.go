@@ -11,8 +11,8 @@ func allowPath(name, path string, dry bool) authz.Policy {
 	return authz.Policy{Name: name, DryRun: dry, Rules: []authz.Rule{{To: []authz.Operation{{Paths: []string{path}}}}}}
 }
 
-// All decisions must allow a request, whichever comes first, and whichever of them denies it says why.
-func TestFurther_AllMustAllow(t *testing.T) {
+// All allowlists must allow a request, whichever comes first, and whichever of them denies it says why.
+func TestAllowlists_AllMustAllow(t *testing.T) {
 	const none = ""
 	for _, test := range []struct {
 		name                    string
@@ -44,7 +44,7 @@ func TestFurther_AllMustAllow(t *testing.T) {
 			if more.policy.Name == "" {
 				continue
 			}
-			if err := in.also(further{denied: more.reason}, []authz.Policy{more.policy}, authz.Config{}); err != nil {
+			if err := in.require(allowlist{denied: more.reason}, []authz.Policy{more.policy}, authz.Config{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -56,17 +56,17 @@ func TestFurther_AllMustAllow(t *testing.T) {
 	}
 }
 
-// What an AuthorizationPolicy denies stays denied in the shadow, too, if a further decision denies it.
-func TestFurther_Shadow(t *testing.T) {
+// What an AuthorizationPolicy denies stays denied in the shadow, too, if an allowlist denies it.
+func TestAllowlists_Shadow(t *testing.T) {
 	in := &Inbound{authorizer: must(authz.Compile([]authz.Policy{allowPath("a", "/y", false), allowPath("dry", "/x", true)}, authz.Config{}))}
 	r := &authz.Request{Method: "GET", Target: "/x"}
 	if d := in.Authorize(r); d.Allowed || !d.Shadow.Allowed {
-		t.Fatalf("without further decisions: %+v", d)
+		t.Fatalf("without allowlists: %+v", d)
 	}
-	if err := in.also(further{denied: "further"}, []authz.Policy{allowPath("b", "/z", false)}, authz.Config{}); err != nil {
+	if err := in.require(allowlist{denied: "the list"}, []authz.Policy{allowPath("b", "/z", false)}, authz.Config{}); err != nil {
 		t.Fatal(err)
 	}
-	if d := in.Authorize(r); d.Allowed || d.Reason != "no ALLOW policy matched" || d.Shadow.Allowed || d.Shadow.Reason != "further" {
+	if d := in.Authorize(r); d.Allowed || d.Reason != "no ALLOW policy matched" || d.Shadow.Allowed || d.Shadow.Reason != "the list" {
 		t.Errorf("with one: %+v", d)
 	}
 	if !in.Authorizes() {
@@ -74,16 +74,16 @@ func TestFurther_Shadow(t *testing.T) {
 	}
 }
 
-// Of several decisions about ports, those about the port of a request count, and all of them if it is not known. What one audits is marked.
-func TestFurther_Ports(t *testing.T) {
+// Of several allowlists for ports, those about the port of a request count, and all of them if it is not known. What one audits is marked.
+func TestAllowlists_Ports(t *testing.T) {
 	for _, first := range []*authz.Authorizer{nil, must(authz.Compile([]authz.Policy{allowPath("all", "/*", false)}, authz.Config{}))} {
 		in := &Inbound{authorizer: first}
-		for _, f := range []further{{port: 1, denied: "one"}, {port: 2, denied: "two", audited: "a"}, {port: 2, denied: "second of two", audited: "b"}} {
+		for _, f := range []allowlist{{port: 1, denied: "one"}, {port: 2, denied: "two", audited: "a"}, {port: 2, denied: "second of two", audited: "b"}} {
 			path := "/one"
 			if f.port == 2 {
 				path = "/two"
 			}
-			if err := in.also(f, []authz.Policy{allowPath("a", path, false), allowPath("b", "/x", false)}, authz.Config{}); err != nil {
+			if err := in.require(f, []authz.Policy{allowPath("a", path, false), allowPath("b", "/x", false)}, authz.Config{}); err != nil {
 				t.Fatal(err)
 			}
 		}
