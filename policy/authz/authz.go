@@ -21,8 +21,8 @@
 // dot. If an HTTP/2 request has :authority, a host header and a host in :path, each of them is a reading.
 //
 // Once any enforced policy can deny requests, a path that cannot be read gets a 400 response. So does an unusual path that is too
-// long to try every reading. A header with too many values could mean anything: it matches no Allow rule, and every Deny or Audit
-// rule that has a condition on it.
+// long to try every reading. A header with too many values, or a host that is not ASCII, could mean anything: it matches no Allow rule,
+// and every Deny or Audit rule that has a condition on it.
 //
 // A value that no request can match is an error, because a Deny rule with such a value would deny nothing.
 //

@@ -692,7 +692,6 @@ func TestSpellingsOfHostsAndHeaders(t *testing.T) {
 		{"*.example", "aXexample", false},
 		{"shop.example", "shop.example:8080", false},
 		{"shop.example:*", "shop.example:8080", true},
-		{"kelvin.example", "\u212aelvin.example", false}, // the Kelvin sign is no K
 		{"*", "", true}, // it is there, though empty
 	} {
 		if allowed, denied := host(tt.value, tt.sent); allowed != tt.want || denied != tt.want {

@@ -190,15 +190,16 @@ func isBinary(name string) bool { return strings.HasSuffix(name, "-Bin") }
 
 func isSingle(name string) bool { return slices.Contains(singleHeaders, name) }
 
-// hostReadings appends the readings of the host of a request to buf, or returns nil if there are too many. An HTTP/2 request may
-// have :authority, which is Request.Host, a host header, and a :path with a host of its own, which is URL.Host. A host with surrounding
-// space, a trailing dot or user information is also read without it.
+// hostReadings appends the readings of the host of a request to buf, or returns nil if the host could be anything: if there are too many
+// readings, or if a host is not ASCII. RFC 3986 has no such hosts and Envoy refuses them, but a handler may fold or map their letters, such
+// as a long s. An HTTP/2 request may have :authority, which is Request.Host, a host header, and a :path with a host of its own, which is
+// URL.Host. A host with surrounding space, a trailing dot or user information is also read without it.
 func hostReadings(r *Request, buf []string) []string {
 	sent, target := r.Header["Host"], targetHost(r.Target)
 	if len(sent) == 0 && (target == "" || target == r.Host) && isPlainHost(r.Host) {
 		return append(buf, r.Host)
 	}
-	if len(sent) > maxHeaderReadings/8 {
+	if len(sent) > maxHeaderReadings/8 || slices.ContainsFunc(sent, beyondASCII) || beyondASCII(r.Host) || beyondASCII(target) {
 		return nil
 	}
 	add := func(host string) {
@@ -242,6 +243,10 @@ func targetHost(target string) string {
 		rest = rest[:end]
 	}
 	return rest[strings.LastIndexByte(rest, '@')+1:]
+}
+
+func beyondASCII(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf })
 }
 
 // isPlainHost reports whether a host has a single reading.

@@ -26,7 +26,8 @@ func FuzzHeadersOverHTTP2(f *testing.F) {
 		for _, lines := range [][2]string{
 			{"admin", ""}, {" admin", "user"}, {"admin\t", "admin"}, {"user, admin", ""}, {"user", ",admin ,"}, {"\u00a0admin", "x"}, {"\"admin\"", "a"},
 			{"YWRtaW4=", "dXNlcg"}, {" YWRtaW4", ""}, {"dXNlcg==,YWRtaW4=", ""}, {"Secret.Example", ""}, {"secret.example.:80", "a"}, {"a", "secret.example."},
-			{"u@secret.example", ""}, {"secret.example:", ""}, {"[secret.example]:80", ""}, {"adm\u0131n", ""}, {"", "admin"}, {"admin,", "admin"},
+			{"u@secret.example", ""}, {"secret.example:", ""}, {"[secret.example]:80", ""}, {"adm\u0131n", ""}, {"\u017fecret.example", "a"}, {"a", "\u017fecret.example"},
+			{"[secret.example.]:", ""}, {"secret.example\u0085", ""}, {" u@secret.example. ", ""}, {"", "admin"}, {"admin,", "admin"},
 		} {
 			f.Add(kind, lines[0], lines[1], kind%2 == 0)
 		}

@@ -151,6 +151,7 @@ func TestBinaryHeaders(t *testing.T) {
 }
 
 // A dot at its end, space, user information, or brackets make no other host, and neither does a second host header.
+// What is beyond ASCII could be any host.
 func TestSpellingsOfHosts(t *testing.T) {
 	for _, tt := range []struct {
 		value, host string
@@ -166,6 +167,10 @@ func TestSpellingsOfHosts(t *testing.T) {
 		{"secret.example", "[secret.example]", nil},
 		{"secret.example:80", "[Secret.example]:80", nil},
 		{"secret.example:*", "[secret.example.]:", nil},
+		{"secret.example", "\u017fecret.example", nil}, // strings.EqualFold
+		{"kelvin.example:*", "\u212aelvin.example:80", nil},
+		{"secret.example", "\uff53ecret.example", nil}, // idna.Lookup.ToASCII
+		{"secret.example", "public.example", []string{"\u017fecret.example"}},
 		{"secret.example", "public.example", []string{"secret.example"}},
 		{"secret.example", "public.example", []string{"public.example", "secret.example."}},
 	} {
