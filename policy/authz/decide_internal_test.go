@@ -18,7 +18,7 @@ func FuzzDecide(f *testing.F) {
 	for seed := range uint64(40) {
 		f.Add(seed, seed*7, "/a/b", uint8(seed))
 	}
-	for i, path := range []string{"//a", "/a/../b", "/a%2Fb", "/a;x", "/a#/../b", `/a\..\b`, "/%61", "/a%3Ab", "/a:b", "/%", "/%0A"} {
+	for i, path := range []string{"//a", "/a/../b", "/a%2Fb", "/a;x", "/a#/../b", `/a\..\b`, "/%61", "/a%3Ab", "/a:b", "/%", "/%0A", "x://h", "a://u@[H.]:80/b"} {
 		f.Add(uint64(100+i), uint64(i), path, uint8(i))
 	}
 	f.Add(uint64(25), uint64(194), "/"+strings.Repeat("Q", 800)+`\`+strings.Repeat("Q", 300), uint8(0)) // too long for its oddity
@@ -194,9 +194,9 @@ func randomRequest(r *rand.Rand, path string) Request {
 		L4:          r.IntN(6) == 0,
 	}
 	if !req.L4 {
-		req.Host = pick(r, "h", "H:80", "x.Example", "", "h.", " h", "h.:80", "u@h", "[::1]")
+		req.Host = pick(r, "h", "H:80", "x.Example", "", "h.", " h", "h.:80", "u@h", "[::1]", "[H.]:80", "\u212a.example")
 		req.Method = pick(r, "GET", "POST")
-		req.Target = pick(r, append(somePaths, "/"+path, path)...)
+		req.Target = pick(r, append(somePaths, "/"+path, path, "http://"+pick(r, "h", "h.:80", "u@x.example", "[h]", "", "\uff48")+"/"+path)...)
 		req.Header = http.Header{"X-A": some(r, 0.5, "1", "2", "", "12", " 1", "2\t", "1,2", "1, 12 ,", "\u00a02")}
 		if r.IntN(4) == 0 {
 			req.Header["Host"] = some(r, 0.8, "h", "x.example.", "y")
@@ -214,10 +214,33 @@ type refRequest struct {
 	hosts  []string // all readings of the host
 }
 
-// unreadablePath stands for a path that might be any.
-const unreadablePath = "?"
+// unreadablePath and anyHost stand for a path and a host that might be any.
+const unreadablePath, anyHost = "?", "?"
 
-var dotBeforePort = regexp.MustCompile(`\.+(:[^:\]]*)?$`)
+var (
+	dotBeforePort = regexp.MustCompile(`\.+(:[^:\]]*)?$`)
+	inBrackets    = regexp.MustCompile(`^\[([^:]*?)\]?(:|:[^:]*[^:\]])?$`)
+	authorityOf   = regexp.MustCompile(`(?s)^[^/].*?://(?:[^/?]*@)?([^/?]*)`)
+	notASCII      = regexp.MustCompile(`[^\x00-\x7f]`)
+)
+
+// refHosts returns all readings of the host.
+func refHosts(r *Request) (hosts []string) {
+	sent := append([]string{r.Host}, r.Header["Host"]...)
+	if m := authorityOf.FindStringSubmatch(r.Target); m != nil && m[1] != "" {
+		sent = append(sent, m[1])
+	}
+	for _, h := range sent {
+		trimmed := strings.TrimSpace(h)
+		bare := trimmed[strings.LastIndex(trimmed, "@")+1:]
+		unbracketed := inBrackets.ReplaceAllString(bare, "$1$2")
+		hosts = append(hosts, h, trimmed, bare, unbracketed, dotBeforePort.ReplaceAllString(unbracketed, "$1"))
+	}
+	if slices.ContainsFunc(sent, notASCII.MatchString) {
+		return []string{anyHost}
+	}
+	return hosts
+}
 
 func refDecide(policies []Policy, cfg Config, r *Request) Decision {
 	d := Decision{Allowed: true, Reason: reasonNone, Match: noMatch, Audit: noMatch, Shadow: Shadow{Match: noMatch}}
@@ -274,11 +297,7 @@ func refDecide(policies []Policy, cfg Config, r *Request) Decision {
 	}
 	hosts := []string{r.Host}
 	if !r.L4 {
-		for _, h := range append([]string{r.Host}, r.Header["Host"]...) {
-			trimmed := strings.TrimSpace(h)
-			bare := trimmed[strings.LastIndex(trimmed, "@")+1:]
-			hosts = append(hosts, h, trimmed, bare, dotBeforePort.ReplaceAllString(bare, "$1"))
-		}
+		hosts = refHosts(r)
 	}
 	for path := range paths {
 		for _, h := range headers {
@@ -355,7 +374,7 @@ func refRule(rule *Rule, action Action, v refRequest) bool {
 			return false
 		}
 		return v.L4 || refTexts(o.Methods, o.NotMethods, textExpr, v.Method, true) &&
-			refTexts(o.Hosts, o.NotHosts, hostExpr, v.Host, true) &&
+			(v.Host == anyHost && (action != Allow || len(o.Hosts)+len(o.NotHosts) == 0) || v.Host != anyHost && refTexts(o.Hosts, o.NotHosts, hostExpr, v.Host, true)) &&
 			(v.path.path == unreadablePath && (action != Allow || len(o.Paths)+len(o.NotPaths)+len(o.PathRegexes) == 0) || v.path.path != unreadablePath) &&
 			(v.path.path == unreadablePath || refTexts(slices.Concat(o.Paths, regexes(o.PathRegexes)), o.NotPaths, func(value string) string {
 				if expr, ok := strings.CutPrefix(value, regexMark); ok {
@@ -405,7 +424,9 @@ func refCondition(c Condition, action Action, v refRequest) bool {
 		return refTexts(c.Values, c.NotValues, trustDomainExpr, "spiffe://"+v.Principal, v.Principal != "")
 	case "request.headers[Host]":
 		// Each condition has the readings of the host for itself, as those of other headers.
-		matches := func(host string) bool { return refTexts(c.Values, c.NotValues, hostExpr, host, true) }
+		matches := func(host string) bool {
+			return host == anyHost && action != Allow || host != anyHost && refTexts(c.Values, c.NotValues, hostExpr, host, true)
+		}
 		if action == Allow {
 			return v.L4 || !slices.ContainsFunc(v.hosts, func(host string) bool { return !matches(host) })
 		}
