@@ -61,7 +61,7 @@ func (r rule) subset(name string) *istio.Subset {
 
 // destination is a DestinationRule.
 type destination struct {
-	source[istio.DestinationRule]
+	lazy[istio.DestinationRule]
 	host     string            // the full name of the host
 	exportTo string            // where it is visible, in a normal form
 	selector map[string]string // the labels that it selects workloads by; nil for all workloads

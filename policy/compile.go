@@ -240,6 +240,7 @@ type compiler struct {
 	blank       []string          // sources without documents
 	first       firsts            // the first document of each identity
 	broken      map[identity]bool // documents that could not be read; see unread
+	rejected    map[identity]bool // documents that are refused; see absent
 	byReading   map[any]*document // documents by their content; see of
 	ruled       map[fileHost]bool // see keepsRule
 

@@ -39,7 +39,7 @@ func readRoute[T any, P interface {
 	default:
 		return nil
 	}
-	from := new(source[T])
+	from := new(lazy[T])
 	from.keep((*T)(is))
 	g := &gatewayRoute{reading: r, source: from, peek: func() gateway.Document { return P(from.peek()) }}
 	for _, p := range all {
@@ -189,7 +189,7 @@ func (c *compiler) hostsOf(d decoded[gatewayRoute], parent gateway.Parent, at st
 		return se.is.hosts
 	}
 	if !c.unread(parent.Namespace, parent.Name) {
-		d.Warnf(at+".name", "there is no ServiceEntry %s/%s: the route has no effect there", parent.Namespace, parent.Name)
+		d.Warnf(at+".name", "%s: the route has no effect there", c.absent("ServiceEntry", parent.Namespace, parent.Name))
 	}
 	return nil
 }

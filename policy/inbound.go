@@ -197,52 +197,6 @@ func (in *Inbound) regard(policies []authz.Policy) {
 	}
 }
 
-// unselected warns if the workload has no labels, but policies or Sidecars that could be about it select by labels: the process may just not know its
-// labels, so that a policy that should deny something does not apply. It reports whether it warned.
-func (c *compiler) unselected() bool {
-	w := &c.plan.workload
-	if len(w.Labels) > 0 {
-		return false
-	}
-	warn := func(d *document, selector *istio.WorkloadSelector, everywhere string) bool {
-		if selector.Labels() == nil || d.namespace != w.Namespace && d.namespace != everywhere {
-			return false
-		}
-		d.Warnf("spec.selector", noLabels)
-		return true
-	}
-	for _, s := range c.guards.servers {
-		if s.is.Spec.ByLabels() && s.namespace == w.Namespace {
-			s.Warnf("spec.podSelector", noLabels)
-			return true
-		}
-	}
-	for _, ap := range c.access {
-		if warn(ap.document, ap.is.is.Spec.Selector, w.RootNamespace) {
-			return true
-		}
-	}
-	for _, pa := range c.peers {
-		if warn(pa.document, pa.is.Spec.Selector, w.Namespace) { // one of the root namespace selects in that namespace only
-			return true
-		}
-	}
-	for _, ra := range c.tokens {
-		if warn(ra.document, ra.is.is.Spec.Selector, w.RootNamespace) {
-			return true
-		}
-	}
-	for _, s := range c.sidecars {
-		if labels, _ := s.is.is.Labels(); len(labels) > 0 && s.namespace == w.Namespace {
-			s.Warnf("spec.workloadSelector", "does not apply to this process, and neither does any other Sidecar that selects by labels, since it has none: set Labels in mesh.WithWorkload")
-			return true
-		}
-	}
-	return false
-}
-
-const noLabels = "does not apply to this process, and neither does any other policy that selects by labels, since it has none: set Labels in mesh.WithWorkload"
-
 // unenforceable reports why a policy cannot be compiled, at the part that cannot be compiled.
 func unenforceable(policy authz.Policy, config authz.Config, err error, report func(at, why string)) {
 	found := false

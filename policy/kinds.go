@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -81,49 +80,6 @@ func lookUpEntry(kind string) (catalog.State, string) {
 	return catalog.Enforced, ""
 }
 
-// apart reports a field that a document has twice, where nothing else does. Often the line between two documents is missing. Which of the fields is
-// meant is unknown, and what the second document says would be lost. It reports whether there is none.
-func apart(doc *yamldoc.Document) bool {
-	key, line := doc.Repeated("")
-	if key != "" {
-		doc.ErrorLine(line, key, "set twice, first in line %d: remove one or, if another document begins here, put a line --- before it", doc.LineOf(key))
-	}
-	return key == ""
-}
-
-// hidesDocuments reports whether something in a document may be a document.
-func hidesDocuments(doc *yamldoc.Document) bool {
-	for range doc.Paths("", "apiVersion") {
-		return true
-	}
-	return false
-}
-
-// marked says, if a field has a byte order mark before its name, why it is missing. Files with such a mark are often joined.
-func marked(doc *yamldoc.Document, field string) string {
-	if keys, _ := doc.Keys(""); slices.Contains(keys, "\uFEFF"+field) {
-		return ", since a byte order mark (U+FEFF) is before it: remove that"
-	}
-	return ""
-}
-
-// checkList reports what is wrong with a list of documents.
-func checkList(doc *yamldoc.Document) {
-	if !apart(doc) {
-		return
-	}
-	if !doc.HasItems("items") {
-		doc.Errorf("items", "must be a list of documents")
-	}
-	fields := []string{"apiVersion", "kind", "metadata", "items"}
-	keys, _ := doc.Keys("")
-	for _, key := range keys {
-		if !slices.Contains(fields, key) {
-			doc.Errorf(yamldoc.Key("", key), "unknown field %q%s", key, yamldoc.Hint(key, fields))
-		}
-	}
-}
-
 // answer reports whether a document is an answer of an API server that is no document, such as an error. Whoever stored it wanted others.
 func answer(group, kind string) bool {
 	switch kind {
@@ -188,10 +144,4 @@ func foreign(group string) bool {
 		}
 	}
 	return strings.Contains(group, ".")
-}
-
-// kustomization reports whether a file with this name is a Kustomization, which need not have an apiVersion or a kind.
-func kustomization(file string) bool {
-	name := filepath.Base(file)
-	return name == "kustomization.yaml" || name == "kustomization.yml"
 }

@@ -187,10 +187,9 @@ func (c *compiler) aimless() {
 			return s.namespace == namespace && s.name == name
 		})
 	}
-	const noServer = "has no effect: there is no Server %s/%s"
 	for _, sa := range c.guards.authorizations {
 		if name := sa.is.Spec.Server.Name; !sa.Failed() && name != "" && !there(sa.namespace, name) {
-			sa.Warnf("spec.server.name", noServer, sa.namespace, name)
+			sa.Warnf("spec.server.name", "has no effect: %s", c.absent("Server", sa.namespace, name))
 		}
 	}
 	for _, ap := range c.guards.policies {
@@ -198,12 +197,12 @@ func (c *compiler) aimless() {
 			continue
 		}
 		if name := ap.is.TargetServer(); name != "" && !there(ap.namespace, name) {
-			ap.Warnf("spec.targetRef.name", noServer, ap.namespace, name)
+			ap.Warnf("spec.targetRef.name", "has no effect: %s", c.absent("Server", ap.namespace, name))
 		}
 		if _, i := ap.is.Clients(c.plan.workload.TrustDomain, c.listed()); i >= 0 {
 			r := &ap.is.Spec.RequiredAuthenticationRefs[i]
-			ap.Warnf(yamldoc.Index("spec.requiredAuthenticationRefs", i), "authorizes nobody: there is no %s %s/%s",
-				r.Kind, cmp.Or(r.Namespace, ap.namespace), r.Name)
+			ap.Warnf(yamldoc.Index("spec.requiredAuthenticationRefs", i), "authorizes nobody: %s",
+				c.absent(r.Kind, cmp.Or(r.Namespace, ap.namespace), r.Name))
 		}
 	}
 }

@@ -32,6 +32,7 @@ func TestAlone_LinkerdServers(t *testing.T) {
 	f.yields(server, policy, bad)
 	f.refused("MeshTLSAuthentication shop/web: nothing")
 	asked("it is refused, and was never good", false)
+	f.says("authorizes nobody: MeshTLSAuthentication shop/web is refused")
 	f.yields(server, all)
 	asked("without the policy", false)
 	f.yields(policy, all)

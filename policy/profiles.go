@@ -13,7 +13,7 @@ import (
 
 // profile is a ServiceProfile.
 type profile struct {
-	source[linkerd.ServiceProfile]
+	lazy[linkerd.ServiceProfile]
 	*reading
 	budget       retry.BudgetConfig
 	destinations []route.Destination
@@ -44,7 +44,7 @@ func (p *profile) routes() []linkerd.ProfileRoute {
 // pack drops what was needed only for compiling.
 func (p *profile) pack(words *yamldoc.Words, d *yamldoc.Document) {
 	p.said.Store(nil)
-	p.source.pack(words, d)
+	p.lazy.pack(words, d)
 }
 
 // serviceProfiles assigns each service its profile: that in the caller's namespace, or otherwise that in the service's namespace.

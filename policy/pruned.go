@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"strings"
 
@@ -85,4 +86,30 @@ func (c *compiler) varies(doc *yamldoc.Document, r *reading) bool {
 	state, _ := lookUp(c.apis, group, version, r.kind)
 	of := group == smi.SpecsGroup || group == smi.AccessGroup || group == linkerd.PolicyGroup && r.kind != "HTTPRoute"
 	return of && group == r.group && state == catalog.Enforced
+}
+
+// null is said of a field that nulls yields.
+const null = "has no value and counts as absent, as in a cluster: give it one or remove it"
+
+// nulls yields the null fields of a document that would restrict something if they had a value. A null "from" lets everybody in, and without
+// "tls" calls may be in plaintext.
+func nulls(d *yamldoc.Document, group, kind string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		protects := catalog.Protects(group, kind) || group == smi.SpecsGroup
+		if !protects && kind != "DestinationRule" && kind != "ServiceEntry" {
+			return
+		}
+		below := "spec"
+		if (group == smi.SpecsGroup || group == smi.AccessGroup) && !d.Has(below) {
+			below = "" // of an early version
+		}
+		for at := range d.Nulls(below) {
+			if strings.HasPrefix(at, "metadata") {
+				continue
+			}
+			if (protects || strings.Contains(at+".", ".tls.") || at == "spec.subjectAltNames") && !yield(at) {
+				return
+			}
+		}
+	}
 }

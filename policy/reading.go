@@ -3,8 +3,8 @@ package policy
 import (
 	"cmp"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
@@ -68,80 +68,6 @@ type groupIdentity struct {
 type decoded[T any] struct {
 	*document
 	is *T
-}
-
-// source is a document that is decoded when it is first used, and then kept. It is not needed before the first call to its service, and it takes
-// several times as much memory as its text.
-type source[T any] struct {
-	words  *yamldoc.Words
-	packed yamldoc.Packed // if it is empty, spec is kept
-	fresh  atomic.Bool    // spec was decoded for compiling, and has not been used since
-	spec   atomic.Pointer[T]
-}
-
-// get returns the decoded document.
-func (s *source[T]) get() *T {
-	if spec := s.spec.Load(); spec != nil {
-		if s.fresh.Load() {
-			s.fresh.Store(false)
-		}
-		return spec
-	}
-	spec := new(T)
-	s.words.Unpack(s.packed, spec)
-	if s.spec.CompareAndSwap(nil, spec) {
-		return spec
-	}
-	return s.spec.Load()
-}
-
-// peek is get for compiling, which does not keep what it decodes.
-func (s *source[T]) peek() *T {
-	if spec := s.spec.Load(); spec != nil {
-		return spec
-	}
-	spec := new(T)
-	s.words.Unpack(s.packed, spec)
-	return spec
-}
-
-// pack drops the decoded document if it has not been used since it was compiled. get then decodes it again.
-func (s *source[T]) pack(words *yamldoc.Words, d *yamldoc.Document) {
-	if !s.fresh.Load() {
-		return
-	}
-	if s.packed = words.Pack(d); s.packed != "" {
-		s.words = words
-		s.spec.Store(nil)
-	}
-}
-
-// keep sets the decoded document.
-func (s *source[T]) keep(spec *T) {
-	s.spec.Store(spec)
-	s.fresh.Store(true)
-}
-
-// pack drops the decoded documents that were needed only for compiling.
-func (c *compiler) pack() {
-	type packer interface {
-		pack(*yamldoc.Words, *yamldoc.Document)
-	}
-	if c.plan.words == nil {
-		docs := make([]*yamldoc.Document, len(c.fresh))
-		for i, d := range c.fresh {
-			docs[i] = d.Document
-		}
-		c.plan.words = yamldoc.NewWords(docs)
-	}
-	for _, d := range c.fresh {
-		if s, ok := d.is.(packer); ok {
-			s.pack(c.plan.words, d.Document)
-		}
-	}
-	for d := range c.plan.good() {
-		d.Unload()
-	}
 }
 
 // readAll reads the documents of all sources. Sources with a text that the last plan has are not read again, nor are documents that it has in
@@ -361,6 +287,55 @@ func (c *compiler) isTypedList(doc *yamldoc.Document, r *reading) bool {
 		}
 	}
 	return false
+}
+
+// checkList reports what is wrong with a list of documents.
+func checkList(doc *yamldoc.Document) {
+	if !apart(doc) {
+		return
+	}
+	if !doc.HasItems("items") {
+		doc.Errorf("items", "must be a list of documents")
+	}
+	fields := []string{"apiVersion", "kind", "metadata", "items"}
+	keys, _ := doc.Keys("")
+	for _, key := range keys {
+		if !slices.Contains(fields, key) {
+			doc.Errorf(yamldoc.Key("", key), "unknown field %q%s", key, yamldoc.Hint(key, fields))
+		}
+	}
+}
+
+// apart reports a field that a document has twice, where nothing else does. Often the line between two documents is missing. Which of the fields is
+// meant is unknown, and what the second document says would be lost. It reports whether there is none.
+func apart(doc *yamldoc.Document) bool {
+	key, line := doc.Repeated("")
+	if key != "" {
+		doc.ErrorLine(line, key, "set twice, first in line %d: remove one or, if another document begins here, put a line --- before it", doc.LineOf(key))
+	}
+	return key == ""
+}
+
+// hidesDocuments reports whether something in a document may be a document.
+func hidesDocuments(doc *yamldoc.Document) bool {
+	for range doc.Paths("", "apiVersion") {
+		return true
+	}
+	return false
+}
+
+// marked says, if a field has a byte order mark before its name, why it is missing. Files with such a mark are often joined.
+func marked(doc *yamldoc.Document, field string) string {
+	if keys, _ := doc.Keys(""); slices.Contains(keys, "\uFEFF"+field) {
+		return ", since a byte order mark (U+FEFF) is before it: remove that"
+	}
+	return ""
+}
+
+// kustomization reports whether a file with this name is a Kustomization, which need not have an apiVersion or a kind.
+func kustomization(file string) bool {
+	name := filepath.Base(file)
+	return name == "kustomization.yaml" || name == "kustomization.yml"
 }
 
 // word returns an equal string that all documents share.

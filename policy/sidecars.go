@@ -273,7 +273,7 @@ func (c *compiler) shutsOutside(p *piece) reach {
 		return ofOthers
 	}
 	const selector = "spec.workloadSelector"
-	labels, readable := labelled(p.Document, selector, "labels")
+	labels, readable := selected(p.Document, selector, "labels")
 	switch {
 	case !readable:
 		return ofWorkload

@@ -48,7 +48,7 @@ func (c *compiler) trafficSplits() {
 			group, ok := groups[name]
 			if !ok {
 				if !c.unread(ts.namespace, ref.Name) {
-					ts.Errorf(yamldoc.Index("spec.matches", i)+".name", "there is no HTTPRouteGroup %s", name)
+					ts.Errorf(yamldoc.Index("spec.matches", i)+".name", "%s", c.absent(ref.Kind, ts.namespace, ref.Name))
 				}
 				continue
 			}

@@ -105,7 +105,7 @@ func (c *compiler) missing(tt decoded[target], find smi.Routes) {
 			continue
 		}
 		if !there && !c.unread(tt.namespace, rule.Name) {
-			tt.Warnf(at+".name", "there is no %s %s/%s: the rule allows nothing", rule.Kind, tt.namespace, rule.Name)
+			tt.Warnf(at+".name", "%s: the rule allows nothing", c.absent(rule.Kind, tt.namespace, rule.Name))
 		}
 	}
 }
@@ -119,23 +119,6 @@ func (c *compiler) referred() map[identity]bool {
 		}
 	}
 	return used
-}
-
-// byName returns documents by "namespace/name".
-func byName[T any](list []decoded[T]) map[string]decoded[T] {
-	names := make(map[string]decoded[T], len(list))
-	for _, d := range list {
-		names[d.namespace+"/"+d.name] = d
-	}
-	return names
-}
-
-// found returns the content of a document, or nil if there is none or it has an error.
-func found[T any](names map[string]decoded[T], namespace, name string) *T {
-	if d, ok := names[namespace+"/"+name]; ok && !d.Failed() {
-		return d.is
-	}
-	return nil
 }
 
 // anonymous warns about TrafficTargets if the service account of the workload is unknown, because then all requests to it are denied.

@@ -12,7 +12,7 @@ import (
 
 // virtual is a VirtualService.
 type virtual struct {
-	source[istio.VirtualService]
+	lazy[istio.VirtualService]
 	*reading
 	hosts     []string // the full names of its hosts
 	visible   bool     // it is visible to the workload
