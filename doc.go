@@ -85,8 +85,8 @@
 //     client wrote where their claims go is removed. A token that no rule accepts ends the request; a request without one
 //     goes on.
 //
-//  4. Authorization. AuthorizationPolicies see the request as it was sent, with the claims of its token. Consul's intentions and
-//     Linkerd's Servers must allow it, too. Where a path or a repeated
+//  4. Authorization. AuthorizationPolicies of Istio, intentions of Consul, Servers of Linkerd and TrafficTargets of SMI see the request
+//     as it was sent, with the claims of its token. As far as there are any, all of them must allow it. Where a path or a repeated
 //     header can be read in several ways, an ALLOW rule must match under every reading, a DENY rule under any.
 //
 //  5. Limits. First concurrency, then rate. Only authorized requests count.

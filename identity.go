@@ -222,6 +222,6 @@ func (m *Mesh) warnOpen() {
 	if m.identity == nil || in.Authorizes() || in.Mode(0) != tlsid.Permissive || !m.server.warned.CompareAndSwap(false, true) {
 		return
 	}
-	m.warn("no AuthorizationPolicy and no PeerAuthentication is about this workload: requests of every peer are served, with and without " +
-		"an identity")
+	m.warn("no AuthorizationPolicy, nothing else that authorizes requests, and no PeerAuthentication is about this workload: requests of " +
+		"every peer are served, with and without an identity")
 }

@@ -24,7 +24,7 @@ import (
 // headers that the peer may not assert.
 //
 // The peer is identified by its certificate, which is verified again for each request, whichever listener terminated TLS.
-// While the process has no valid identity, a peer that presents a certificate is answered with 403 if there are AuthorizationPolicies.
+// While the process has no valid identity, a peer that presents a certificate is answered with 403 if requests need authorization.
 // Serve over a listener of [Mesh.Listen] to have the port's PeerAuthentication enforced for connections too. Without
 // [WithIdentity] no peer has an identity.
 //

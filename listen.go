@@ -34,11 +34,11 @@ import (
 // Apply wrappers such as netutil.LimitListener to inner, not to the listener that Listen returns: net/http would see no TLS,
 // and would not speak HTTP/2.
 //
-// In a process without [Mesh.Handler], the listener returns no connections while AuthorizationPolicies select the workload, and those
-// that it has returned are closed then. A listener cannot see which handler its server has. If there is a Handler, but what was answered
-// over this listener came to none, AuthorizationPolicies do not apply to it: observers get a warning (in PolicyLoad), once. The first
-// request that does come to a Handler proves that the server has one. Until then, connections of peers that the bundles no longer vouch
-// for are closed; after that, Handler refuses their requests.
+// In a process without [Mesh.Handler], the listener returns no connections while requests to the workload need authorization
+// ([policy.Inbound.Authorizes]), and those that it has returned are closed then. A listener cannot see which handler its server has. If
+// there is a Handler, but what was answered over this listener came to none, nothing has authorized it: observers get a warning (in
+// PolicyLoad), once. The first request that does come to a Handler proves that the server has one. Until then, connections of peers that
+// the bundles no longer vouch for are closed; after that, Handler refuses their requests.
 //
 // Without [WithIdentity] every TLS connection is refused, and under STRICT every connection is. Refused connections are
 // reported to the observers' ConnectionRefused.
@@ -139,10 +139,9 @@ func portOf(addr net.Addr) int {
 	return port
 }
 
-// ListenTCP is [Mesh.Listen] for protocols other than HTTP: it also applies the AuthorizationPolicies to each connection,
-// and closes those that are denied. Rules that need HTTP (methods, paths, hosts, headers) never match in an ALLOW policy,
-// and match without these conditions in a DENY policy, as in Istio. A change of the documents closes the connections that it
-// denies.
+// ListenTCP is [Mesh.Listen] for protocols other than HTTP: it also authorizes each connection ([policy.Inbound.Authorize]), and closes
+// those that are denied. Rules that need HTTP (methods, paths, hosts, headers) allow no connection; in a DENY policy of Istio they match
+// without these conditions. A change of the documents closes the connections that it denies.
 //
 // A server that speaks first, like MySQL's, needs STRICT or DISABLE: PERMISSIVE waits for the first byte.
 func (m *Mesh) ListenTCP(inner net.Listener) net.Listener {

@@ -139,7 +139,7 @@ func (l *listener) watchAnswers(c net.Conn) {
 			return true
 		}
 		if l.mesh.engine.Plan().Inbound().Authorizes() && l.told.CompareAndSwap(false, true) {
-			l.mesh.warn("what is answered at " + l.Addr().String() + " comes to no Mesh.Handler: AuthorizationPolicies do not apply to it. Put " +
+			l.mesh.warn("what is answered at " + l.Addr().String() + " comes to no Mesh.Handler, so that nothing has authorized it. Put " +
 				"Mesh.Handler around the whole server there, or serve it over another listener than those of Mesh.Listen")
 		}
 		return true

@@ -12,6 +12,7 @@ import (
 	"net"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -187,7 +188,7 @@ func (j *journal) refusals(load PolicyLoad) {
 // aboutOthers reports whether a finding says that no security document selects this process, which is normal for a process that
 // only makes calls.
 func aboutOthers(f policy.Finding) bool {
-	return f.Field == "" && (f.Kind == "AuthorizationPolicy" || f.Kind == "PeerAuthentication")
+	return strings.HasPrefix(f.Message, "neither this security document nor any other is about this workload")
 }
 
 func (j *journal) ejection(target route.Target, event breaker.Event) {

@@ -193,10 +193,20 @@ func TestLog_NewReturnsItsErrors(t *testing.T) {
 
 // TestLog_DocumentsAboutOthers: a process that only calls is not bothered with security documents about those it calls.
 func TestLog_DocumentsAboutOthers(t *testing.T) {
-	r := new(record)
-	newMesh(t, denyAllInShop, mesh.WithLogger(r.logger()), mesh.WithWorkload(policy.Workload{Namespace: "web", Labels: map[string]string{"app": "web"}}))
-	if got := r.take(); got != "" {
-		t.Errorf("logged %q, want nothing", got)
+	const service = "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: web}\nspec: {ports: [{port: 80}]}\n"
+	for _, documents := range []string{
+		denyAllInShop,
+		"apiVersion: policy.linkerd.io/v1beta3\nkind: Server\nmetadata: {name: all, namespace: shop}\nspec: {podSelector: {}, port: 80}\n",
+		"apiVersion: access.smi-spec.io/v1alpha3\nkind: TrafficTarget\nmetadata: {name: all, namespace: shop}\nspec:\n" +
+			"  destination: {kind: ServiceAccount, name: shop, namespace: shop}\n  rules: [{kind: TCPRoute, name: all}]\n" +
+			"  sources: [{kind: ServiceAccount, name: web, namespace: web}]\n---\n" +
+			"apiVersion: specs.smi-spec.io/v1alpha4\nkind: TCPRoute\nmetadata: {name: all, namespace: shop}\nspec: {matches: {ports: []}}\n",
+	} {
+		r := new(record)
+		newMesh(t, documents+service, mesh.WithLogger(r.logger()), mesh.WithWorkload(policy.Workload{Namespace: "web", Labels: map[string]string{"app": "web"}}))
+		if got := r.take(); got != "" {
+			t.Errorf("%s\nlogged %q, want nothing", documents, got)
+		}
 	}
 }
 
