@@ -119,7 +119,8 @@ func TestHandlerStack(t *testing.T) {
 
 	w := newTown(t)
 	id := w.identity(t, "order-service")
-	for _, documents := range []string{strict + "---" + allowOrders, strict + serverOf(8080, "") + authorizationPolicy(byOrders) + ordersAlone,
+	linkerd := serverOf(8080, "") + authorizationPolicy(byOrders) + ordersAlone
+	for _, documents := range []string{strict + "---" + allowOrders, strict + linkerd, strict + "---" + allowOrders + linkerd,
 		strings.Replace(allowing("order-service", "charge"), "- {name: read,", "- {name: charge, methods: [GET]}\n  - {name: read,", 1)} {
 		h := w.member(t, "payment-service", documents).Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 			arrived.Done()

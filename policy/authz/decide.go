@@ -78,12 +78,14 @@ func (a *Authorizer) Decide(r *Request) (d Decision) {
 
 // firstOfAny returns the first rule that matches a request under any of its methods.
 func (g *group) firstOfAny(q *query) Match {
-	m := g.first(q)
-	if get := q.asGET(); m == noMatch && get != nil {
-		m = g.first(get)
+	if m := g.first(q); m != noMatch || !q.extended() {
+		return m
 	}
-	return m
+	return g.firstAsGET(q)
 }
+
+//go:noinline
+func (g *group) firstAsGET(q *query) Match { return g.first(q.asGET()) }
 
 // shadow returns the decision that would have been made instead of d if the policies with DryRun were enforced too.
 func (a *Authorizer) shadow(rules *ruleSet, q *query, d *Decision) Shadow {

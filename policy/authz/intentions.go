@@ -95,11 +95,14 @@ type intention struct {
 // decide decides about a request and reports whether it is allowed.
 func (in *intentions) decide(q *query, d *Decision) bool {
 	allowed := in.decideAs(q, d)
-	if get := q.asGET(); allowed && get != nil {
-		return in.decideAs(get, d)
+	if !allowed || !q.extended() {
+		return allowed
 	}
-	return allowed
+	return in.decideAsGET(q, d)
 }
+
+//go:noinline
+func (in *intentions) decideAsGET(q *query, d *Decision) bool { return in.decideAs(q.asGET(), d) }
 
 // decideAs decides about a request under one of its methods.
 func (in *intentions) decideAs(q *query, d *Decision) bool {

@@ -19,12 +19,15 @@ type query struct {
 	odd   []*headerReadings // by slot, for headers with several readings; nil until a rule needs them
 }
 
-// asGET returns the query as Envoy's rules see an extended CONNECT (RFC 8441), a websocket over HTTP/2: they see the GET of HTTP/1. It returns nil
-// for any other query. Such a request is denied what is denied to either method.
+// extended reports whether the query is an extended CONNECT (RFC 8441), a websocket over HTTP/2. Envoy's rules see the GET of HTTP/1. Such a
+// request is denied what is denied to either method.
+func (q *query) extended() bool {
+	return !q.L4 && q.Method == http.MethodConnect && q.Header[":protocol"] != nil
+}
+
+// asGET returns an extended query as Envoy's rules see it. It is for functions that have no other use: in the frames of those that decide about
+// each request, the copies would make the stack of an HTTP/2 request grow.
 func (q *query) asGET() *query {
-	if q.L4 || q.Method != http.MethodConnect || q.Header[":protocol"] == nil {
-		return nil
-	}
 	as, get := *q, *q.Request
 	get.Method = http.MethodGet
 	as.Request = &get
