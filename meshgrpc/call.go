@@ -1,6 +1,7 @@
 package meshgrpc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -199,9 +200,15 @@ func (c *call) Prepare(backend *route.Backend, match int) error {
 	}
 	out := c.request(&c.asked)
 	out.Header = maps.Clone(out.Header)
-	err := backend.Rewrite(out, match)
+	if err := backend.Rewrite(out, match); err != nil {
+		return err
+	}
+	if why := unsendableHeader(out.Header, c.asked.header); why != "" {
+		document, _ := c.Origin()
+		return refusal.New(cmp.Or(document, "the route") + " sets " + why)
+	}
 	c.sent = &head{out.URL.Path, out.Host, out.Header}
-	return err
+	return nil
 }
 
 // Failure implements engine.Adapter.

@@ -83,3 +83,39 @@ func TestGRPCRoute(t *testing.T) {
 		}
 	}
 }
+
+// TestHeadersThatGRPCCannotSend: the document that sets one is to blame, and not the caller. An endpoint is not asked.
+func TestHeadersThatGRPCCannotSend(t *testing.T) {
+	leak.Check(t)
+	const route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: echo}\n" +
+		"spec:\n  parentRefs: [{group: '', kind: Service, name: echo}]\n  rules:\n" +
+		"  - filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: %s, value: %q}]}}]\n    backendRefs: [{name: echo-v1, port: 80}]\n"
+	const virtual = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: echo}\n" +
+		"spec: {hosts: [echo], http: [{headers: {request: {add: {%s: %q}}}, route: [{destination: {host: echo-v1}}]}]}\n"
+	versions := echoVersions(t)
+	for _, tt := range []struct{ document, name, value, sent, want string }{
+		{route, "x-a", "é", "", `HTTPRoute default/echo sets the header x-a to a value that gRPC cannot send, "é"`},
+		{route, "x~a", "a", "", `HTTPRoute default/echo sets the header "x~a", a name that gRPC cannot send`},
+		{virtual, "x-a", "é", "", `VirtualService default/echo sets the header x-a to a value that gRPC cannot send, "é"`},
+		{route, "x-a-bin", "é", "", ""},
+		{route, "x-a", "a", "a", ""},
+		{route, "x-a", "a", "é", `header key "x-other" contains value with non-printable ASCII characters`}, // which the caller sends
+	} {
+		conn := connect(t, meshtest.New(t, fmt.Sprintf(tt.document, tt.name, tt.value), versions), "mesh:///echo:80")
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "x-other", tt.sent)
+		err := conn.Invoke(ctx, grpctest.UnaryMethod, &grpctest.Request{}, &grpctest.Response{})
+		_, failed := grpctest.NewClient(conn).FullDuplexCall(ctx)
+		for _, err := range []error{err, failed} {
+			code := codes.Unavailable
+			if tt.sent == "é" {
+				code = codes.Internal
+			}
+			if tt.want == "" {
+				code = codes.OK
+			}
+			if status.Code(err) != code || !strings.Contains(fmt.Sprint(err), tt.want) {
+				t.Errorf("%s: %s is set, and %q is sent: %v, want %v with %q", tt.name, tt.value, tt.sent, err, code, tt.want)
+			}
+		}
+	}
+}

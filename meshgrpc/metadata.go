@@ -234,6 +234,25 @@ func unchanged(h, base http.Header) bool {
 	return n == len(base)
 }
 
+// unsendableHeader returns what gRPC cannot send of h, as far as it differs from base, or "".
+func unsendableHeader(h, base http.Header) string {
+	for name, values := range h {
+		if same(values, base[name]) {
+			continue
+		}
+		key := metadataKey(name)
+		if !field.IsMetadata(key) {
+			return "the header " + strconv.Quote(key) + ", a name that gRPC cannot send: use letters, digits, hyphens, underscores and dots"
+		}
+		for _, v := range values {
+			if !field.IsMetadataValue(key, v) {
+				return "the header " + key + " to a value that gRPC cannot send, " + strconv.Quote(v) + ": use printable characters of ASCII"
+			}
+		}
+	}
+	return ""
+}
+
 // same reports whether a and b are the same slice, not just equal ones.
 func same(a, b []string) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])

@@ -52,7 +52,7 @@ type host struct {
 	// mine says that the host belongs to the mesh if discovery knows it. A host that is Known belongs to it in any case.
 	mine bool
 
-	// documents names the document of each rule. It is nil unless calls are observed.
+	// documents names the document of each rule. It is nil unless calls are observed, which ask for it often.
 	documents []string
 
 	// protection is what the program asked for in addition to the documents, nil for nothing.
@@ -122,10 +122,13 @@ func (h *host) deny(now time.Time) {
 
 // documentOf returns the document that a rule comes from, if one does.
 func (h *host) documentOf(rule *route.Rule) string {
-	if rule.Index < len(h.documents) {
+	switch {
+	case h.Routes == nil: // the defaults
+		return ""
+	case h.documents != nil:
 		return h.documents[rule.Index]
 	}
-	return "" // the defaults
+	return h.Origin(rule, -1).Document
 }
 
 // policy returns the retry policy of a rule, with what the host's protection adds.

@@ -36,6 +36,22 @@ func TestIsPrintable(t *testing.T) {
 	}
 }
 
+func TestIsMetadata(t *testing.T) {
+	for name, want := range map[string]bool{"x-a_b.c-1": true, "": false, "x~a": false, "X-A": false, "é": false, ":path": false} {
+		if got := field.IsMetadata(name); got != want {
+			t.Errorf("IsMetadata(%q) = %v", name, got)
+		}
+	}
+	for _, tt := range []struct {
+		name, value string
+		want        bool
+	}{{"x-a", "a b~", true}, {"x-a", "", true}, {"x-a", "é", false}, {"x-a", "a\tb", false}, {"x-a-bin", "é\x00", true}} {
+		if got := field.IsMetadataValue(tt.name, tt.value); got != tt.want {
+			t.Errorf("IsMetadataValue(%q, %q) = %v", tt.name, tt.value, got)
+		}
+	}
+}
+
 func TestIsGRPC(t *testing.T) {
 	for s, want := range map[string]bool{
 		"application/grpc": true, "application/grpc+proto": true, "application/grpc;charset=utf-8": true,

@@ -23,11 +23,14 @@ const (
 )
 
 // check reports problems of a document.
-type check struct{ *yamldoc.Document }
+type check struct {
+	*yamldoc.Document
+	grpc bool // the document routes calls of gRPC alone
+}
 
 // Check implements [Document].
 func (r *HTTPRoute) Check(doc *yamldoc.Document) {
-	c := check{doc}
+	c := check{Document: doc}
 	c.document(&r.Object, &r.Spec.RouteSpec, len(r.Spec.Rules))
 	names, total := make(map[string]int), 0
 	for i := range r.Spec.Rules {
@@ -50,7 +53,7 @@ func (r *HTTPRoute) Check(doc *yamldoc.Document) {
 
 // Check implements [Document].
 func (r *GRPCRoute) Check(doc *yamldoc.Document) {
-	c := check{doc}
+	c := check{doc, true}
 	c.document(&r.Object, &r.Spec.RouteSpec, len(r.Spec.Rules))
 	names, total := make(map[string]int), 0
 	for i := range r.Spec.Rules {
@@ -207,6 +210,8 @@ func (c check) values(list []ValueMatch, at string, headers bool) {
 			c.Errorf(at+".name", "%q is not the name of a header", v.Name)
 		case v.Name == "":
 			c.Errorf(at+".name", "must not be empty")
+		case c.grpc && field.OwnedByGRPC(key) && key != "content-type" && key != "te": // which are known before
+			c.Errorf(at+".name", "is not enforced: gRPC sets %s after a call is routed: match other metadata", v.Name)
 		case twice:
 			c.Warnf(at+".name", "has no effect: %s is there before, in element %d, and the first one counts", v.Name, first)
 		default:

@@ -46,8 +46,8 @@ func (c check) filters(list []HTTPRouteFilter, at string) {
 			c.Errorf(at+".type", "%s is there before, in element %d: use it once", f.Type, first)
 		}
 		seen[f.Type] = i
-		c.headers(f.RequestHeaderModifier, at+".requestHeaderModifier")
-		c.headers(f.ResponseHeaderModifier, at+".responseHeaderModifier")
+		c.headers(f.RequestHeaderModifier, at+".requestHeaderModifier", c.grpc)
+		c.headers(f.ResponseHeaderModifier, at+".responseHeaderModifier", false)
 		c.mirror(f.RequestMirror, at+".requestMirror")
 		if d := f.RequestRedirect; d != nil {
 			c.redirect(d, at+".requestRedirect")
@@ -59,7 +59,8 @@ func (c check) filters(list []HTTPRouteFilter, at string) {
 	}
 }
 
-func (c check) headers(h *HTTPHeaderFilter, at string) {
+// headers checks edits of headers. With sent, gRPC sends the result as metadata.
+func (c check) headers(h *HTTPHeaderFilter, at string, sent bool) {
 	if h == nil {
 		return
 	}
@@ -69,6 +70,10 @@ func (c check) headers(h *HTTPHeaderFilter, at string) {
 		switch before := where[key]; {
 		case !field.IsToken(name):
 			c.Errorf(at, "%q is not the name of a header", name)
+		case c.grpc && field.OwnedByGRPC(key):
+			c.Errorf(at, "is not enforced: gRPC sets %s itself: remove it", name)
+		case sent && list != "remove" && !field.IsMetadata(key):
+			c.Errorf(at, "%q is not the name of metadata of gRPC: use letters, digits, hyphens, underscores and dots", name)
 		case before == list:
 			c.Warnf(at, "has no effect: %s is there before, and the first one counts", name)
 		case before != "":
@@ -87,6 +92,8 @@ func (c check) headers(h *HTTPHeaderFilter, at string) {
 			once(header.Name, list.name, yamldoc.Index(at, i)+".name")
 			if header.Value == "" || strings.ContainsAny(header.Value, "\r\n\x00") {
 				c.Errorf(yamldoc.Index(at, i)+".value", "%q is not the value of a header", header.Value)
+			} else if sent && !field.IsMetadataValue(strings.ToLower(header.Name), header.Value) {
+				c.Errorf(yamldoc.Index(at, i)+".value", "%q cannot be sent with gRPC: use printable characters of ASCII", header.Value)
 			}
 		}
 	}
