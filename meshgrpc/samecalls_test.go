@@ -120,3 +120,52 @@ func TestMetadataIsCleanedWithAndWithoutOther(t *testing.T) {
 		}
 	}
 }
+
+// What a TrafficTarget allows with some metadata only is decided about call by call, beside a Server that allows all.
+func TestTrafficTargetsDecideAboutEachCall(t *testing.T) {
+	leak.Check(t)
+	w := newTown(t)
+	_, at := w.serve(t, w.member(t, "payment", strict+`---
+apiVersion: access.smi-spec.io/v1alpha3
+kind: TrafficTarget
+metadata: {name: payment, namespace: default}
+spec:
+  destination: {kind: ServiceAccount, name: payment}
+  rules: [{kind: HTTPRouteGroup, name: payment}]
+  sources: [{kind: ServiceAccount, name: order, namespace: default}]
+---
+apiVersion: specs.smi-spec.io/v1alpha4
+kind: HTTPRouteGroup
+metadata: {name: payment, namespace: default}
+spec:
+  matches:
+  - {name: named, pathRegex: "/grpc.testing.TestService/UnaryCall$", methods: [POST], headers: {x-name: alice, x-data-bin: AAE}}
+---
+apiVersion: policy.linkerd.io/v1beta3
+kind: Server
+metadata: {name: payment, namespace: default}
+spec: {podSelector: {}, port: grpc, proxyProtocol: gRPC, accessPolicy: all-authenticated}
+`), "payment", &grpctest.Service{Unary: grpctest.Echo})
+	at.ServiceAccount = "payment"
+	order, cart := connect(t, w.member(t, "order", strict), "mesh:///payment"), connect(t, w.member(t, "cart", strict), "mesh:///payment")
+	named := []string{"x-name", "alice", "x-data-bin", "\x00\x01"}
+	for range 2 {
+		for _, step := range []struct {
+			conn   *grpc.ClientConn
+			method string
+			md     []string
+			want   codes.Code
+		}{
+			{order, grpctest.UnaryMethod, named, codes.OK},
+			{order, grpctest.UnaryMethod, nil, codes.PermissionDenied},
+			{order, grpctest.UnaryMethod, named[:2], codes.PermissionDenied},
+			{order, grpctest.UnaryMethod, []string{"x-name", "alice", "x-data-bin", "AAF"}, codes.PermissionDenied},
+			{order, "/grpc.testing.TestService/UnaryCalls", named, codes.PermissionDenied},
+			{cart, grpctest.UnaryMethod, named, codes.PermissionDenied},
+		} {
+			if got := called(t, step.conn, step.method, step.md...); got != step.want {
+				t.Errorf("%s with %q: %v, want %v", step.method, step.md, got, step.want)
+			}
+		}
+	}
+}

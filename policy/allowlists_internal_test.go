@@ -103,6 +103,37 @@ func TestAllowlists_Ports(t *testing.T) {
 	}
 }
 
+// A decision that depends on a header is not steady, whichever allowlist makes it.
+func TestAllowlists_Steady(t *testing.T) {
+	plain := allowPath("a", "/*", false)
+	header := authz.Policy{Name: "b", Rules: []authz.Rule{{When: []authz.Condition{{Key: "request.headers[x-a]", Values: []string{"b"}}}}}}
+	for _, test := range []struct {
+		name     string
+		policies []authz.Policy
+		want     bool
+	}{
+		{"none", []authz.Policy{plain, plain}, true},
+		{"the first", []authz.Policy{header, plain}, false},
+		{"the last", []authz.Policy{plain, header}, false},
+		{"one for another port", []authz.Policy{plain, plain, header}, true},
+	} {
+		in := new(Inbound)
+		for i, policy := range test.policies {
+			l := allowlist{}
+			if i == 2 {
+				l.port = 81
+			}
+			if err := in.require(l, []authz.Policy{policy}, authz.Config{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := &authz.Request{Method: "GET", Target: "/x", Header: map[string][]string{"X-A": {"b"}}, Destination: netip.MustParseAddrPort("127.0.0.1:80")}
+		if d := in.Authorize(r); !d.Allowed || d.Steady != test.want {
+			t.Errorf("%s: %+v, want steady: %t", test.name, d, test.want)
+		}
+	}
+}
+
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

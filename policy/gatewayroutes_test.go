@@ -248,3 +248,20 @@ func TestAttached_Divided(t *testing.T) {
 		}
 	}
 }
+
+// TestAttached_NamesBackends: services that requests or copies are sent to are known by their short names, too, as with a VirtualService.
+func TestAttached_NamesBackends(t *testing.T) {
+	plan, findings := policy.Compile([]policy.Source{{Name: "a", Data: []byte(attachedRoute("HTTPRoute", "shop", "echo", "01", `{group: "", kind: Service, name: echo}`,
+		"{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: copy, namespace: prod, port: 80}}}], backendRefs: [{name: v1, namespace: prod, port: 80}]}"))}},
+		policy.Workload{Namespace: "shop"})
+	if plan == nil {
+		t.Fatal(findings)
+	}
+	for host, want := range map[string]string{
+		"v1.prod": "v1.prod.svc.cluster.local", "copy.prod.svc": "copy.prod.svc.cluster.local", "other.prod": "other.prod",
+	} {
+		if got := plan.Host(host).Service.Host; got != want {
+			t.Errorf("%s is %s, want %s", host, got, want)
+		}
+	}
+}

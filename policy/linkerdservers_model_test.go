@@ -279,3 +279,30 @@ func TestServers_Model(t *testing.T) {
 		}
 	}
 }
+
+// TestServers_Aimless: what authorizes nobody, since it refers to what is not there or names nobody, gets a warning; nothing else does.
+func TestServers_Aimless(t *testing.T) {
+	document := func(kind, version, spec string) string {
+		return fmt.Sprintf("---\napiVersion: policy.linkerd.io/%s\nkind: %s\nmetadata: {name: a, namespace: default}\nspec: %s\n", version, kind, spec)
+	}
+	server := document("Server", "v1beta3", "{podSelector: {}, port: 80}")
+	policyOf := func(name string) string {
+		return document("AuthorizationPolicy", "v1alpha1", "{targetRef: {group: policy.linkerd.io, kind: Server, name: "+name+"}, requiredAuthenticationRefs: [{kind: ServiceAccount, name: web}]}")
+	}
+	authorization := func(name, identity string) string {
+		return document("ServerAuthorization", "v1beta1", "{server: {name: "+name+"}, client: {meshTLS: {identities: ['"+identity+"']}}}")
+	}
+	for _, test := range []struct{ documents, want string }{
+		{server + policyOf("a"), ""},
+		{server + policyOf("b"), "spec.targetRef.name: warning: has no effect: there is no Server default/b"},
+		{server + authorization("a", "*"), ""},
+		{server + authorization("b", "*"), "spec.server.name: warning: has no effect: there is no Server default/b"},
+		{server + authorization("a", "foo.example.com"), "spec.client.meshTLS.identities[0]: warning: no client has it"},
+		{server + document("MeshTLSAuthentication", "v1alpha1", "{identities: ['*', foo.example.com]}"), "spec.identities[1]: warning: no client has it"},
+	} {
+		_, findings := policy.Compile([]policy.Source{{Name: "a", Data: []byte(test.documents)}}, workload)
+		if got := findings.Error(); test.want == "" && got != "" || !strings.Contains(got, test.want) {
+			t.Errorf("the findings are %q, want %q, of\n%s", got, test.want, test.documents)
+		}
+	}
+}

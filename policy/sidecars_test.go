@@ -299,6 +299,8 @@ func TestSidecar_GatewayRoutes(t *testing.T) {
 		{"./*", "prod", "", true},
 		{"prod/*", "shop", "", false},
 		{"prod/*, ./*", "shop", "HTTPRoute shop/r", false},
+		{"shop/orders.prod.svc.cluster.local", "shop", "HTTPRoute shop/r", false}, // although the service is in a namespace that is not imported
+		{"shop/orders.prod.svc.cluster.local", "prod", "", true},
 	} {
 		plan, _ := forShop(t, route(test.namespace)+sidecarOf("shop", "s", "egress: [{hosts: ["+test.hosts+"]}]"))
 		if h := plan.Host("orders.prod.svc.cluster.local"); h.Hidden != test.hidden || !h.Hidden && h.Document != test.document {
@@ -313,8 +315,12 @@ func TestSidecar_BesideDelegates(t *testing.T) {
 		of("VirtualService", "shop", "leaf", "http: [{route: [{destination: {host: hidden.other.svc.cluster.local}}]}]") +
 		of("VirtualService", "shop", "edge", "hosts: [web], gateways: [edge], http: [{route: [{destination: {host: hidden.other.svc.cluster.local}}]}]") +
 		attachedRoute("HTTPRoute", "shop", "gone", "01", `{group: "", kind: Service, name: gone}`, "{backendRefs: [{name: hidden, namespace: other, port: 80}]}")
-	_, findings := forShop(t, documents)
-	if !strings.Contains(fmt.Sprint(findings), "Sidecar shop/a does not import hidden.other.svc.cluster.local") {
+	const wanted = "Sidecar shop/a does not import hidden.other.svc.cluster.local"
+	if _, findings := forShop(t, documents); !strings.Contains(fmt.Sprint(findings), wanted) {
 		t.Errorf("the findings are %v", findings)
+	}
+	documents = strings.ReplaceAll(documents, "name: gone", "name: web") // now the route is imported
+	if _, findings := forShop(t, documents); strings.Contains(fmt.Sprint(findings), wanted) {
+		t.Errorf("with a route that is imported, the findings are %v", findings)
 	}
 }

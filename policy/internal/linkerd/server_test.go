@@ -150,6 +150,43 @@ func TestClients_Identities(t *testing.T) {
 	}
 }
 
+// TestClients: whom each way to name clients means, and for whom a Server is.
+func TestClients(t *testing.T) {
+	for _, test := range []struct{ kind, spec, want string }{
+		{"ServerAuthorization", "{server: {name: a}, client: {meshTLS: {unauthenticatedTLS: true}, networks: [{cidr: 10.0.0.0/8}]}}", "*"},
+		{"ServerAuthorization", "{server: {name: a}, client: {meshTLS: {serviceAccounts: [{name: web}, {name: web, namespace: other}]}}}", "town/ns/shop/sa/web town/ns/other/sa/web"},
+		{"MeshTLSAuthentication", "{identityRefs: [{kind: ServiceAccount, name: web}, {kind: ServiceAccount, name: web, namespace: other}, {kind: Namespace, name: far}]}",
+			"town/ns/shop/sa/web town/ns/other/sa/web town/ns/far/sa/*"},
+	} {
+		is, findings := checked(t, test.kind, "v1alpha1", test.spec)
+		var clients linkerd.Clients
+		switch is := is.(type) {
+		case *linkerd.ServerAuthorization:
+			clients, _ = is.Clients("town")
+		case *linkerd.MeshTLSAuthentication:
+			clients, _ = is.Clients("town")
+		}
+		sources, ok := clients.Sources()
+		if !ok || findings != nil || strings.Join(sources[0].Principals, " ") != test.want {
+			t.Errorf("%s: %v %v, want %s", test.spec, sources, findings, test.want)
+		}
+	}
+	for spec, want := range map[string]string{
+		"{podSelector: {matchLabels: {app: a}}, port: 80}":                                               "true true",
+		"{podSelector: {matchLabels: {app: b}}, port: 80}":                                               "false true",
+		"{podSelector: {}, port: 80}":                                                                    "true false",
+		"{externalWorkloadSelector: {matchLabels: {app: a}}, port: 80}":                                  "true true",
+		"{externalWorkloadSelector: {matchExpressions: [{key: app, operator: DoesNotExist}]}, port: 80}": "false true",
+		"{externalWorkloadSelector: {}, port: 80}":                                                       "true false",
+	} {
+		is, findings := checked(t, "Server", "v1beta2", spec)
+		server := is.(*linkerd.Server).Spec
+		if got := fmt.Sprint(server.Selects(map[string]string{"app": "a"}), " ", server.ByLabels()); got != want || findings != nil {
+			t.Errorf("%s: selects, and by labels: %s, want %s; %v", spec, got, want, findings)
+		}
+	}
+}
+
 func FuzzCheck_Servers(f *testing.F) {
 	for _, kind := range []string{"Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication", "NetworkAuthentication"} {
 		f.Add(kind, "{podSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]}, port: http, accessPolicy: audit}")
