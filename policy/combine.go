@@ -209,7 +209,7 @@ func (c *compiler) joins(own *claim) bool {
 func (p *Plan) join(host string, own *claim, u *unit, read func(*virtual) *istio.VirtualService) *joiner {
 	j := &joiner{plan: p, unit: u, host: host}
 	steps := []step{{
-		Route:   route.Route{Destinations: []route.Destination{{Target: route.Target{Host: host}}}, Retry: p.retries},
+		Route:   route.Route{Destinations: []route.Destination{{Target: route.Target{Host: host}}}, Retry: istio.DefaultRetry()},
 		origin:  origin{index: -1},
 		service: host,
 	}}

@@ -196,8 +196,7 @@ func newCompiler(last *Plan, w Workload, in *room) *compiler {
 			places:   make(map[any]place),
 			words:    last.words,
 			rooms:    shared,
-			retries:  istio.DefaultRetry(),
-			defaults: defaults(istio.DefaultRetry()),
+			defaults: defaults(),
 		},
 		last:     last,
 		room:     in,
@@ -345,8 +344,8 @@ func (p *Plan) Defaults() *route.Table {
 	return p.defaults
 }
 
-func defaults(retries retry.Config) *route.Table {
-	table, err := route.NewTable([]route.Route{{Destinations: make([]route.Destination, 1), Retry: retries}})
+func defaults() *route.Table {
+	table, err := route.NewTable([]route.Route{{Destinations: make([]route.Destination, 1), Retry: istio.DefaultRetry()}})
 	if err != nil {
 		panic("policy: the mesh's defaults are refused: " + err.Error())
 	}

@@ -3,6 +3,7 @@ package policy
 import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/catalog"
+	"github.com/nosidecar/mesh/policy/internal/gateway"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
@@ -65,17 +66,14 @@ func every(doc *yamldoc.Document, list string, is func(doc *yamldoc.Document, at
 
 // parentGateway reports whether a route is attached to a gateway there. That is what a reference without kind and group means.
 func parentGateway(doc *yamldoc.Document, at string) bool {
-	switch doc.Text(at + ".kind") {
-	case "":
-		if doc.Has(at + ".kind") {
-			return false
-		}
-	case "Gateway", "ListenerSet", "XListenerSet":
-	default:
-		return false
+	group, kind := doc.Text(at+".group"), doc.Text(at+".kind")
+	if !doc.Has(at + ".group") {
+		group = catalog.GatewayGroup
 	}
-	group := doc.Text(at + ".group")
-	return !doc.Has(at+".group") || group == catalog.GatewayGroup || group == catalog.TrialGatewayGroup
+	if !doc.Has(at + ".kind") {
+		kind = "Gateway"
+	}
+	return gateway.IsGateway(group, kind)
 }
 
 // targetGateway reports whether the reference there is to a gateway, as in an AuthorizationPolicy.

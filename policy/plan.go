@@ -113,8 +113,7 @@ type Plan struct {
 	rules   map[string]*hostMap[rules]     // the DestinationRules of each namespace
 	ports   hostMap[served]                // the ports of the cluster's services, by their full names
 	budgets map[string]*retry.BudgetConfig // by host
-	retries retry.Config
-	places  map[any]place // the places of splits, profiles and routes of the Gateway API, by their content
+	places  map[any]place                  // the places of splits, profiles and routes of the Gateway API, by their content
 
 	attached map[attachment]*attached // the routes of the Gateway API
 

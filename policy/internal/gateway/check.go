@@ -101,7 +101,7 @@ func (c check) document(object *yamldoc.Object, spec *RouteSpec, rules int) {
 func (c check) parent(p *ParentReference, own, at string) {
 	group, kind := p.of(own)
 	switch {
-	case p.atGateway(own):
+	case IsGateway(group, kind):
 		return
 	case kind == "Service" && p.Group == nil:
 		c.Errorf(at+".group", `missing, which means %s, and that has no Services: write group: ""`, own)

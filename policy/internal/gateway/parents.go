@@ -35,9 +35,8 @@ func (p *ParentReference) of(own string) (group, kind string) {
 	return group, kind
 }
 
-// atGateway reports whether a route is attached to a gateway, which has no meaning here.
-func (p *ParentReference) atGateway(own string) bool {
-	group, kind := p.of(own)
+// IsGateway reports whether what a kind of a group stands for is a gateway, or a part of one. It has no meaning here.
+func IsGateway(group, kind string) bool {
 	switch kind {
 	case "Gateway", "ListenerSet", "XListenerSet":
 		return group == Group || group == TrialGroup
