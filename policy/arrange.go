@@ -127,6 +127,14 @@ func (f *firsts) of(d *document) *document {
 	return d
 }
 
+// find returns the first document of an identity, or nil if there is none.
+func (f *firsts) find(key groupIdentity) *document {
+	if first := f.byHash[maphash.Comparable(f.seed, key)]; first == nil || first.key() == key {
+		return first
+	}
+	return f.others[key]
+}
+
 // oldestFirst sorts the documents of a kind by creation time, then by name, if all of them have a creation time. Documents in a folder usually
 // have none, and stay in order.
 func oldestFirst[T any](list []decoded[T]) {
@@ -142,4 +150,14 @@ func oldestFirst[T any](list []decoded[T]) {
 // byAge compares documents with a creation time.
 func byAge(a, b *document) int {
 	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name+"."+a.namespace, b.name+"."+b.namespace))
+}
+
+// find returns the document of an identity, if there is one. It takes one look-up.
+func find[T any](c *compiler, group, kind, namespace, name string) (d decoded[T], found bool) {
+	if first := c.first.find(groupIdentity{group, identity{kind, namespace, name}}); first != nil {
+		if is, ok := first.is.(*T); ok {
+			return decoded[T]{first, is}, true
+		}
+	}
+	return decoded[T]{}, false
 }

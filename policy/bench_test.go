@@ -125,33 +125,6 @@ spec:
 	}
 }
 
-// BenchmarkRecompile_Attached changes one of 10,000 HTTPRoutes.
-func BenchmarkRecompile_Attached(b *testing.B) {
-	rules := func(timeout string, i int) string {
-		return fmt.Sprintf("{matches: [{headers: [{name: version, value: v2}]}], backendRefs: [{name: service-%[1]d-v2, port: 80}]}, "+
-			"{backendRefs: [{name: service-%[1]d, port: 80, weight: 90}, {name: service-%[1]d-v2, port: 80, weight: 10}], timeouts: {request: %[2]s}}", i, timeout)
-	}
-	var sources [2][]policy.Source
-	for i := range 10_000 {
-		for j, timeout := range []string{"10s", "11s"} {
-			if i > 0 {
-				timeout = "10s"
-			}
-			name := fmt.Sprint("service-", i)
-			sources[j] = append(sources[j], policy.Source{Name: name, Data: []byte(attachedRoute("HTTPRoute", "default", name, "01",
-				fmt.Sprintf(`{group: "", kind: Service, name: %s}`, name), rules(timeout, i)))})
-		}
-	}
-	plan, _ := policy.Compile(sources[0], workload)
-	b.ReportAllocs()
-	for i := 1; b.Loop(); i++ {
-		var findings policy.Findings
-		if plan, findings = policy.Recompile(plan, sources[i%2], workload); plan == nil {
-			b.Fatal(findings)
-		}
-	}
-}
-
 // security returns n documents, half of them PeerAuthentications and half AuthorizationPolicies, of which every fourth is
 // about the workload.
 func security(n int) []policy.Source {

@@ -134,7 +134,7 @@ func (h HostPlan) Origin(e *route.Rule, match int) Origin {
 	from := &h.from.origins[e.Index]
 	o := Origin{Document: from.document, Route: from.index, Match: -1}
 	if from.by != nil {
-		at := h.plan.places[from.by]
+		at := h.plan.placeOf(h.claim, from.by)
 		o.File, o.Line = at.file, at.line
 		if r, ok := from.by.(*gatewayRoute); ok && o.Route >= 0 {
 			o.Line += int(r.lines[o.Route])
@@ -150,6 +150,14 @@ func (h HostPlan) Origin(e *route.Rule, match int) Origin {
 		o.Match = from.matches[match]
 	}
 	return o
+}
+
+// placeOf returns the place of a document, as in compiler.of, from which a route of a claim comes.
+func (p *Plan) placeOf(c *claim, by any) place {
+	if r, ok := by.(*gatewayRoute); ok {
+		return c.attached.placeOf(r)
+	}
+	return p.places[by]
 }
 
 // of returns the claim that applies to requests to a port.

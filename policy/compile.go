@@ -57,6 +57,7 @@ func (c *compiler) share() {
 	entries := p.entries.share(&last.entries, func(_, now *entry) *entry { return now })
 	implied := p.implied.share(&last.implied, func(_, now *entry) *entry { return now })
 	p.shown.share(&last.shown, func(_, now *struct{}) *struct{} { return now })
+	p.attached.share(&last.attached, func(_, now *attached) *attached { return now })
 	ports := p.ports.share(&last.ports, func(_, now *served) *served { return now })
 	alike := named && entries && implied && ports && p.consul == nil && last.consul == nil // all names have the same meaning
 	p.claims.share(&last.claims, func(last, now *claim) *claim {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/gateway"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
@@ -19,10 +20,23 @@ type gatewayRoute struct {
 		pack(*yamldoc.Words, *yamldoc.Document)
 	}
 	peek    func() gateway.Document
-	parents []gateway.Parent // those that matter to the workload
-	leads   []string         // the hosts that requests are sent to
-	lines   []int32          // the lines of its rules, relative to that of the document
+	parents []parent // those that matter to the workload
+	leads   []string // the hosts that requests are sent to
+	lines   []int32  // the lines of its rules, relative to that of the document
 }
+
+// parent is what a route is attached to.
+type parent struct {
+	namespace string
+	name      string // the host of a Service, or the name of a ServiceEntry
+	section   string // the name of the port; "" if that is not given
+	port      int32  // 0 for all, unless section is set
+	index     int32  // in spec.parentRefs
+	entry     bool   // a ServiceEntry of Istio; otherwise a Service
+}
+
+// at returns the path of the reference to the parent.
+func (p *parent) at() string { return yamldoc.Index("spec.parentRefs", int(p.index)) }
 
 func (r *gatewayRoute) pack(words *yamldoc.Words, d *yamldoc.Document) { r.source.pack(words, d) }
 
@@ -44,9 +58,14 @@ func readRoute[T any, P interface {
 	g := &gatewayRoute{reading: r, source: from, peek: func() gateway.Document { return P(from.peek()) }}
 	for _, p := range all {
 		if p.Namespace == r.namespace || r.namespace == c.plan.workload.Namespace {
-			g.parents = append(g.parents, p)
+			name := p.Name
+			if !p.Entry {
+				name = gateway.ServiceHost(p.Name, p.Namespace, c.plan.workload.ClusterDomain)
+			}
+			g.parents = append(g.parents, parent{c.word(p.Namespace), c.word(name), p.Section, int32(p.Port), int32(p.Index), p.Entry})
 		}
 	}
+	g.parents = slices.Clip(g.parents)
 	if doc.Failed() {
 		return g
 	}
@@ -88,7 +107,7 @@ func reportRules(doc *yamldoc.Document, err error, routes []gateway.Route) {
 }
 
 // attached has the HTTPRoutes or the GRPCRoutes that are attached to a host and whose rules are merged. It does not change: plans share it as long as
-// the routes stay the same.
+// the routes and their places stay the same.
 type attached struct {
 	attachment
 	members []member
@@ -108,108 +127,165 @@ type attachment struct {
 type member struct {
 	*gatewayRoute
 	port int
+	at   place
 }
 
-// attach groups the routes that are attached to something, the ones that count first.
-func (c *compiler) attach() []*attached {
-	if len(c.gatewayRoutes) == 0 {
-		return nil
+// grouping is a group of routes that is being made.
+type grouping struct {
+	attachment
+	last   *attached // the group of the last plan; nil if it has none
+	same   int       // as long as own is nil, the members are that many of last
+	own    *attached
+	oldest time.Time // see [compiler.oldest]
+	claim  claim
+}
+
+// add adds a member. It takes no memory if the last plan has it in the same place.
+func (g *grouping) add(m member) {
+	if g.own == nil && g.last != nil && g.same < len(g.last.members) && g.last.members[g.same] == m {
+		g.same++
+		return
 	}
-	slices.SortStableFunc(c.gatewayRoutes, func(a, b decoded[gatewayRoute]) int {
-		switch byAge := a.created.Compare(b.created); {
-		case byAge != 0:
-			return byAge
-		case a.namespace == b.namespace: // without the strings below
-			return cmp.Compare(a.name, b.name)
-		}
-		return cmp.Compare(a.namespace+"/"+a.name, b.namespace+"/"+b.name)
-	})
-	p, byKey := c.plan, make(map[attachment]*attached)
-	var groups []*attached
+	g.part()
+	g.own.members = append(g.own.members, m)
+}
+
+// part gives the group members of its own.
+func (g *grouping) part() {
+	if g.own != nil {
+		return
+	}
+	g.own = &attached{attachment: g.attachment}
+	if g.same > 0 {
+		g.own.members = slices.Clone(g.last.members[:g.same])
+	}
+}
+
+// of returns the group, with the members that count first in front. All of them are in the same namespace. It is that of the last plan if that is the
+// same.
+func (g *grouping) of() *attached {
+	last := g.last
+	if g.own == nil && g.same == len(last.members) {
+		return last
+	}
+	g.part()
+	slices.SortStableFunc(g.own.members, func(a, b member) int { return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name, b.name)) })
+	if last != nil && slices.Equal(last.members, g.own.members) {
+		return last
+	}
+	g.own.complete()
+	if last != nil && slices.EqualFunc(last.members, g.own.members, func(a, b member) bool { return a.gatewayRoute == b.gatewayRoute && a.port == b.port }) {
+		g.own.done.Store(last.done.Load())
+	}
+	return g.own
+}
+
+// attach groups the routes that are attached to something.
+func (c *compiler) attach() []*grouping {
+	p := c.plan
+	groups := newGroups(c)
 	for _, d := range c.gatewayRoutes {
 		if d.Failed() {
 			continue
 		}
-		for _, parent := range d.is.parents {
-			at := yamldoc.Index("spec.parentRefs", parent.Index)
-			for _, host := range c.hostsOf(d, parent, at) {
-				port, ok := c.portOf(d, host, parent, at)
-				if by := c.divided(host); by != nil && ok {
-					d.Warnf(at, "has no effect: %s is about %s (%s:%d), and with it routes do not apply", by.identity, host, by.file, by.Line)
-					continue
-				}
-				if !ok {
-					continue
-				}
-				key := attachment{host, parent.Namespace != d.namespace, d.kind == "GRPCRoute"}
-				group := byKey[key]
-				if group == nil {
-					group = &attached{attachment: key}
-					byKey[key] = group
-					groups = append(groups, group)
-				}
-				group.members = append(group.members, member{d.is, port})
+		for i := range d.is.parents {
+			parent := &d.is.parents[i]
+			if !parent.entry {
+				c.attachTo(parent.name, d, parent, &groups)
+				continue
+			}
+			for _, host := range c.hostsOf(d, parent) {
+				c.attachTo(host, d, parent, &groups)
 			}
 		}
-		p.places[d.is] = d.place()
 	}
-	p.attached = byKey
-	for i, group := range groups {
-		if last := c.last.attached[group.attachment]; last != nil && slices.Equal(last.members, group.members) {
-			groups[i], byKey[group.attachment] = last, last
-			continue
+	p.attached = table[attachment, attached]{index: groups.index, more: groups.more, exact: zeroed(&c.room.attached, len(groups.exact))}
+	for i, g := range groups.exact {
+		if g != nil {
+			p.attached.exact[i] = g.of()
+			g.claim.attached = p.attached.exact[i]
 		}
-		group.complete()
 	}
-	slices.SortStableFunc(groups, func(a, b *attached) int {
-		return cmp.Or(bit(b.consumer)-bit(a.consumer), bit(b.grpc)-bit(a.grpc))
-	})
-	return groups
+	return groups.order
 }
 
-func bit(b bool) int {
-	if b {
-		return 1
+// attachTo adds a route to the group of a host.
+func (c *compiler) attachTo(host string, d decoded[gatewayRoute], parent *parent, groups *groups) {
+	port, ok := c.portOf(d, host, parent)
+	if !ok {
+		return
 	}
-	return 0
+	if by := c.divided(host); by != nil {
+		d.Warnf(parent.at(), "has no effect: %s is about %s (%s:%d), and with it routes do not apply", by.identity, host, by.file, by.Line)
+		return
+	}
+	groups.of(attachment{host, parent.namespace != d.namespace, d.kind == "GRPCRoute"}).add(member{d.is, port, d.place()})
 }
 
-// hostsOf returns the hosts that a route is attached to by one of its parents.
-func (c *compiler) hostsOf(d decoded[gatewayRoute], parent gateway.Parent, at string) []string {
-	if !parent.Entry {
-		return []string{gateway.ServiceHost(parent.Name, parent.Namespace, c.plan.workload.ClusterDomain)}
+// groups are the groups that are being made, in memory of a room.
+type groups struct {
+	table[attachment, grouping]
+	last   *table[attachment, attached]
+	order  []*grouping // in the order of the documents
+	unused []grouping
+}
+
+func newGroups(c *compiler) groups {
+	last := &c.last.attached
+	return groups{
+		table:  table[attachment, grouping]{index: last.index, exact: zeroed(&c.room.groups, len(last.index))},
+		last:   last,
+		order:  empty(&c.room.order, len(c.gatewayRoutes)),
+		unused: zeroed(&c.room.groupings, len(c.gatewayRoutes)),
 	}
-	for _, se := range c.entries {
-		if se.namespace != parent.Namespace || se.name != parent.Name {
-			continue
-		}
-		if se.Failed() || !se.is.visible {
-			return nil
-		}
+}
+
+// of returns the group of an attachment.
+func (g *groups) of(a attachment) *grouping {
+	if known := g.plain(a); known != nil {
+		return known
+	}
+	if len(g.unused) == 0 { // routes that are attached to several hosts
+		g.unused = make([]grouping, 64)
+	}
+	one := &g.unused[0]
+	g.unused = g.unused[1:]
+	one.attachment, one.last = a, g.last.plain(a)
+	g.put(a, one)
+	g.order = append(g.order, one)
+	return one
+}
+
+// hostsOf returns the hosts of a ServiceEntry that a route is attached to.
+func (c *compiler) hostsOf(d decoded[gatewayRoute], parent *parent) []string {
+	se, known := find[entry](c, istio.Group, "ServiceEntry", parent.namespace, parent.name)
+	switch {
+	case known && (se.Failed() || !se.is.visible):
+		return nil
+	case known:
 		return se.is.hosts
-	}
-	if !c.unread(parent.Namespace, parent.Name) {
-		d.Warnf(at+".name", "%s: the route has no effect there", c.absent("ServiceEntry", parent.Namespace, parent.Name))
+	case !c.unread(parent.namespace, parent.name):
+		d.Warnf(parent.at()+".name", "%s: the route has no effect there", c.absent("ServiceEntry", parent.namespace, parent.name))
 	}
 	return nil
 }
 
 // portOf returns the port of a host that a route is attached to, or 0 for all.
-func (c *compiler) portOf(d decoded[gatewayRoute], host string, parent gateway.Parent, at string) (port int, ok bool) {
-	if parent.Section == "" {
-		return parent.Port, true
+func (c *compiler) portOf(d decoded[gatewayRoute], host string, parent *parent) (port int, ok bool) {
+	if parent.section == "" {
+		return int(parent.port), true
 	}
 	s := c.plan.ports.plain(host)
 	if s == nil {
-		d.Errorf(at+".sectionName", "no document has the Service %s, so that the number of its port %q is unknown: write port", host, parent.Section)
+		d.Errorf(parent.at()+".sectionName", "no document has the Service %s, so that the number of its port %q is unknown: write port", host, parent.section)
 		return 0, false
 	}
 	for _, has := range s.ports {
-		if has.name == parent.Section {
+		if has.name == parent.section {
 			return has.number, true
 		}
 	}
-	d.Warnf(at+".sectionName", "the Service %s has no port %q: the route has no effect there", host, parent.Section)
+	d.Warnf(parent.at()+".sectionName", "the Service %s has no port %q: the route has no effect there", host, parent.section)
 	return 0, false
 }
 
@@ -239,55 +315,10 @@ func (a *attached) complete() {
 	}
 }
 
-// before reports whether the oldest member is older than a document. HTTPRoutes and GRPCRoutes that share a port are as old as the oldest of both, so
-// that no document parts them.
-func (c *compiler) before(a *attached, created time.Time) bool {
-	oldest, other := a.members[0].created, a.attachment
-	other.grpc = !a.grpc
-	if b := c.plan.attached[other]; b != nil && a.shares(b) && b.members[0].created.Before(oldest) {
-		oldest = b.members[0].created
-	}
-	return !oldest.IsZero() && oldest.Before(created)
-}
-
-// shares reports whether some port is one of both.
-func (a *attached) shares(b *attached) bool {
-	return a.ports == nil || b.ports == nil || slices.ContainsFunc(a.ports, func(port int) bool { return slices.Contains(b.ports, port) })
-}
-
-// claimSome assigns the hosts of groups to them, if chosen returns true, and returns the others.
-func (c *compiler) claimSome(groups []*attached, chosen func(*attached) bool) []*attached {
-	return slices.DeleteFunc(groups, func(a *attached) bool {
-		if !chosen(a) {
-			return false
-		}
-		c.claimAttached(a)
-		return true
-	})
-}
-
-// claimAttached assigns a host to its routes.
-func (c *compiler) claimAttached(a *attached) {
-	p := c.plan
-	if !p.seesRoutes(a) {
-		return
-	}
-	p.name(a.host)
-	for _, host := range a.leads {
-		p.name(host)
-	}
-	before := c.claimHost(a.host, &claim{attached: a})
-	if before == nil || !a.consumer && before.attached != nil && before.attached.consumer { // which is what those of a caller are for
-		return
-	}
-	first := c.claimer(before)
-	for i, m := range a.members {
-		if i > 0 && a.members[i-1].gatewayRoute == m.gatewayRoute {
-			continue
-		}
-		c.of(m.gatewayRoute).Warnf("spec.parentRefs", "has no effect on %s: %s claims it already (%s:%d), and the first one counts",
-			a.host, first.identity, first.file, first.Line)
-	}
+// placeOf returns the place of a member.
+func (a *attached) placeOf(r *gatewayRoute) place {
+	i := slices.IndexFunc(a.members, func(m member) bool { return m.gatewayRoute == r })
+	return a.members[i].at
 }
 
 // routesOf returns the compiled routes that are attached to a host.

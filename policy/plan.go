@@ -115,7 +115,7 @@ type Plan struct {
 	budgets map[string]*retry.BudgetConfig // by host
 	places  map[any]place                  // the places of splits, profiles and routes of the Gateway API, by their content
 
-	attached map[attachment]*attached // the routes of the Gateway API
+	attached table[attachment, attached] // the routes of the Gateway API, with their places
 
 	sidecar *sidecar          // the Sidecar of the workload; nil if it has none
 	imports *imports          // the hosts that it imports; nil for all

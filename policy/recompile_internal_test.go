@@ -492,7 +492,7 @@ func samePlan(t *testing.T, got, want *Plan) {
 	if equal("that there are config entries", got.consul != nil, want.consul != nil); want.consul != nil {
 		equal("the services of Consul", got.consul.services, want.consul.services)
 		for name, c := range want.consul.chains {
-			sameBuilt(t, name, got, want, got.consul.chains[name].built(got), c.built(want))
+			sameBuilt(t, name, got, want, nil, nil, got.consul.chains[name].built(got), c.built(want))
 		}
 	}
 	for host, c := range want.claims.all() {
@@ -525,7 +525,7 @@ func exacts[T any](m *hostMap[T]) []string { return slices.Sorted(maps.Keys(maps
 func wilds[T any](m *hostMap[T]) []string { return slices.Sorted(maps.Keys(m.wild)) }
 
 // placed returns where routes come from, with the places of the documents in a plan.
-func placed(p *Plan, b *built) []any {
+func placed(p *Plan, c *claim, b *built) []any {
 	var all []any
 	for _, o := range b.origins {
 		by := o.by
@@ -535,7 +535,7 @@ func placed(p *Plan, b *built) []any {
 		case *gatewayRoute:
 			by = is.peek()
 		}
-		all = append(all, o.document, o.index, o.matches, by, p.places[o.by])
+		all = append(all, o.document, o.index, o.matches, by, p.placeOf(c, o.by))
 	}
 	return all
 }
@@ -547,7 +547,7 @@ func sameClaim(t *testing.T, host string, got, want *Plan, a, b *claim) {
 		if !slices.Equal(a.ports(), b.ports()) {
 			t.Errorf("%s is claimed at the ports %v, want %v", host, a.ports(), b.ports())
 		}
-		sameBuilt(t, host, got, want, got.built(a), want.built(b))
+		sameBuilt(t, host, got, want, a, b, got.built(a), want.built(b))
 	}
 	if (a == nil) != (b == nil) {
 		t.Errorf("%s: the chains of claims differ in length", host)
@@ -555,9 +555,9 @@ func sameClaim(t *testing.T, host string, got, want *Plan, a, b *claim) {
 }
 
 // sameBuilt compares the routes of a host. Those that come from Consul are told apart by their entries, which are read again.
-func sameBuilt(t *testing.T, host string, got, want *Plan, x, y *built) {
+func sameBuilt(t *testing.T, host string, got, want *Plan, a, b *claim, x, y *built) {
 	t.Helper()
-	if x.name != y.name || x.routes.Len() != y.routes.Len() || !reflect.DeepEqual(placed(got, x), placed(want, y)) {
+	if x.name != y.name || x.routes.Len() != y.routes.Len() || !reflect.DeepEqual(placed(got, a, x), placed(want, b, y)) {
 		t.Errorf("%s is claimed by %s with %d routes of %v, want %s with %d of %v", host, x.name, x.routes.Len(), x.origins, y.name, y.routes.Len(), y.origins)
 		return
 	}

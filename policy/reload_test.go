@@ -20,20 +20,6 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// perService returns a file for each of n services: the documents that of makes for the number of a service and a timeout. One
-// of the services has the given timeout.
-func perService(n int, timeout string, of func(i int, timeout string) []byte) []policy.Source {
-	sources := make([]policy.Source, n)
-	for i := range sources {
-		seconds := "10s"
-		if i == n/2 {
-			seconds = timeout
-		}
-		sources[i] = policy.Source{Name: fmt.Sprintf("service-%d.yaml", i), Data: of(i, seconds)}
-	}
-	return sources
-}
-
 // services returns two documents for each of n services.
 func services(n int, timeout string) []policy.Source { return perService(n, timeout, serviceDocuments) }
 
@@ -220,16 +206,6 @@ func TestRecompile_ChangedInPlace(t *testing.T) {
 	}
 }
 
-// unchanged returns sources with the texts that they share with others in the same memory, as a feed of objects has them.
-func unchanged(others, sources []policy.Source) []policy.Source {
-	for i := range sources {
-		if bytes.Equal(sources[i].Data, others[i].Data) {
-			sources[i].Data = others[i].Data
-		}
-	}
-	return sources
-}
-
 // TestRecompile_AllocatesLittle bounds what a change of one document allocates for each that did not change, in sources of their own or in one:
 // it used to be 2,000 bytes, 480 and 770 before a compiler used the memory of the last one again, and 176 and 344 before plans shared their maps.
 // Objects that stand alone took 550.
@@ -336,7 +312,7 @@ func TestManyServicesWithSmallProfiles(t *testing.T) {
 func TestHeapPerService(t *testing.T) {
 	const n = 2000
 	for _, kind := range kinds {
-		sources, changed := kind.documents(n, "10s"), kind.documents(n, "20s")
+		sources, changed := perService(n, "10s", kind.documents), perService(n, "20s", kind.documents)
 		before := leak.Heap()
 		plan, findings := policy.Compile(sources, workload)
 		if plan == nil {
@@ -358,98 +334,15 @@ func TestHeapPerService(t *testing.T) {
 	}
 }
 
-// kinds are the ways in which documents say something about a service, two for each, and the bytes that a service may take.
-var kinds = []struct {
-	name      string
-	documents func(n int, timeout string) []policy.Source
-	most      int
-}{{"plain", services, 2 << 10}, {"delegates", delegating, 2 << 10}, {"profiles", profiled, 2 << 10}, {"alone", alone, 3 << 10}}
-
-// alone returns the documents of n services as an API server has them, each in a source of its own.
-func alone(n int, timeout string) []policy.Source {
-	sources := make([]policy.Source, 0, 2*n)
-	for i, source := range services(n, timeout) {
-		for j, document := range bytes.Split(bytes.TrimPrefix(source.Data, []byte("---\n")), []byte("---\n")) {
-			sources = append(sources, policy.Source{Name: fmt.Sprintf("%d/%d", i, j), Data: document, Alone: true})
-		}
-	}
-	return sources
-}
+// alone returns the documents of n services, each an object of an API server.
+func alone(n int, timeout string) []policy.Source { return objects(services(n, timeout)) }
 
 // delegating returns n VirtualServices that each hand their requests to another one, which has the timeout.
 func delegating(n int, timeout string) []policy.Source {
-	return perService(n, timeout, func(i int, timeout string) []byte {
-		return fmt.Appendf(nil, `---
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: service-%[1]d}
-spec:
-  hosts: [service-%[1]d]
-  http:
-  - match: [{uri: {prefix: /v1}}]
-    delegate: {name: team-%[1]d}
-  - route: [{destination: {host: service-%[1]d}}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: team-%[1]d}
-spec:
-  http:
-  - match: [{uri: {prefix: /v1/a}}]
-    route: [{destination: {host: service-%[1]d, port: {number: 8080}}, weight: 90}, {destination: {host: other-%[1]d}, weight: 10}]
-    timeout: %[2]s
-  - route: [{destination: {host: service-%[1]d}}]
-`, i, timeout)
-	})
+	return perService(n, timeout, delegatingDocuments)
 }
 
 // profiled returns a VirtualService and a ServiceProfile for each of n services.
 func profiled(n int, timeout string) []policy.Source {
 	return perService(n, timeout, profiledDocuments)
-}
-
-// profiledDocuments are the VirtualService, with a timeout, and the ServiceProfile of a service.
-func profiledDocuments(i int, timeout string) []byte {
-	return fmt.Appendf(nil, `---
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: service-%[1]d}
-spec:
-  hosts: [service-%[1]d]
-  http:
-  - match: [{uri: {prefix: /v2/}}]
-    route: [{destination: {host: service-%[1]d}}]
-  - route: [{destination: {host: service-%[1]d}}]
-    timeout: %[2]s
----
-apiVersion: linkerd.io/v1alpha2
-kind: ServiceProfile
-metadata: {name: service-%[1]d.default.svc.cluster.local}
-spec:
-  routes:
-  - {name: get, condition: {method: GET, pathRegex: "/users/[^/]*"}, isRetryable: true, timeout: 1s}
-  - {name: post, condition: {all: [{method: POST}, {not: {pathRegex: /login}}]}, timeout: 2s}
-`, i, timeout)
-}
-
-// BenchmarkReload changes one of 10,000 documents.
-func BenchmarkReload(b *testing.B) {
-	for _, kind := range kinds {
-		b.Run(kind.name, func(b *testing.B) {
-			sets := [][]policy.Source{kind.documents(5000, "1s"), kind.documents(5000, "2s")}
-			if kind.name == "alone" {
-				sets[1] = unchanged(sets[0], sets[1])
-			}
-			plan, _ := policy.Compile(sets[1], workload)
-			b.ReportAllocs()
-			i := 0
-			for b.Loop() {
-				var findings policy.Findings
-				if plan, findings = policy.Recompile(plan, sets[i%2], workload); plan == nil || len(findings) > 0 && (kind.name == "delegates" || kind.name == "profiles") {
-					b.Fatal(findings)
-				}
-				i++
-			}
-		})
-	}
 }

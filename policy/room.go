@@ -24,6 +24,9 @@ type room struct {
 	rules   []decoded[destination]
 	claims  []claim
 
+	groupings []grouping
+	order     []*grouping
+
 	// The values of maps of the plan, until share copies them.
 	named   []*struct{}
 	claimed []*claim
@@ -32,7 +35,10 @@ type room struct {
 	shown   []*struct{}
 	ports   []*served
 	kept    []*document
-	ruled   map[string]*[]*rules // by namespace
+
+	groups   []*grouping
+	attached []*attached
+	ruled    map[string]*[]*rules // by namespace
 }
 
 // rooms has the room of the last compiler of a plan or its predecessors, until the garbage collector runs.
@@ -66,6 +72,8 @@ func (r *rooms) give(used *room) {
 	clear(all(used.virtual))
 	clear(all(used.rules))
 	clear(all(used.claims))
+	clear(all(used.groupings))
+	clear(all(used.order))
 	clear(all(used.named))
 	clear(all(used.claimed))
 	clear(all(used.entries))
@@ -73,6 +81,8 @@ func (r *rooms) give(used *room) {
 	clear(all(used.shown))
 	clear(all(used.ports))
 	clear(all(used.kept))
+	clear(all(used.groups))
+	clear(all(used.attached))
 	for _, values := range used.ruled {
 		clear(all(*values))
 	}

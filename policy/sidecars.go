@@ -240,7 +240,7 @@ func (c *compiler) leadsTo() map[string]bool {
 			leads[c.plan.canonical(host)] = true
 		}
 	}
-	for _, a := range c.plan.attached {
+	for a := range c.plan.attached.values() {
 		if !c.plan.seesRoutes(a) {
 			continue
 		}

@@ -152,11 +152,11 @@ func (c *compiler) virtualServices() {
 	groups := c.attach()
 	for _, from := range []distance{atHome, nearby, anywhere} {
 		if from == anywhere {
-			groups = c.claimSome(groups, func(a *attached) bool { return a.members[0].namespace == c.plan.workload.Namespace })
+			groups = c.claimOwn(groups)
 		}
 		for i, vs := range c.virtual {
-			if from == anywhere && groups != nil {
-				groups = c.claimSome(groups, func(a *attached) bool { return c.before(a, vs.created) })
+			if from == anywhere {
+				groups = c.claimOlder(groups, vs.created)
 			}
 			switch {
 			case vs.Failed() || vs.is.from != from || vs.is.leaf:
@@ -167,7 +167,7 @@ func (c *compiler) virtualServices() {
 			}
 		}
 	}
-	c.claimSome(groups, func(*attached) bool { return true })
+	c.claimRoutes(groups)
 }
 
 // claim assigns the hosts of a document to it by a claim, if it is visible to the workload and some route applies to it.
