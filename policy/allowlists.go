@@ -1,14 +1,22 @@
 package policy
 
-import "github.com/nosidecar/mesh/policy/authz"
+import (
+	"slices"
+
+	"github.com/nosidecar/mesh/policy/authz"
+)
 
 // allowlist decides about requests in addition to AuthorizationPolicies and intentions: a request is allowed only if all of them allow it. Each
 // dialect that protects workloads by what it allows has its own, so that no document of one dialect allows what another one does not.
 type allowlist struct {
 	authorizer *authz.Authorizer
+	from       []any  // what it is made of: if that is unchanged, a plan takes over the list of the last plan
 	port       uint16 // it is about requests at this port, and at one that is not known; 0 for all
 	denied     string // why a request is denied that its policies do not allow
 	audited    string // the policy that also marks what it allows; empty for none
+
+	authorizes bool     // some of its policies are enforced
+	asserted   []string // see [Inbound]
 }
 
 // require adds an allowlist of policies that are enforced.
@@ -16,9 +24,31 @@ func (in *Inbound) require(l allowlist, policies []authz.Policy, config authz.Co
 	if l.authorizer, err = authz.Compile(policies, config); err != nil {
 		return err
 	}
-	in.allowlists = append(in.allowlists, l)
-	in.regard(policies)
+	var about Inbound
+	about.regard(policies)
+	l.authorizes, l.asserted = about.authorizes, about.asserted
+	in.add(l)
 	return nil
+}
+
+// add adds a compiled allowlist.
+func (in *Inbound) add(l allowlist) {
+	in.allowlists = append(in.allowlists, l)
+	in.authorizes = in.authorizes || l.authorizes
+	in.asserted = append(in.asserted, l.asserted...)
+}
+
+// keepAllowlist adds the allowlist of the last plan that is made of the same. It reports false if there is none.
+func (c *compiler) keepAllowlist(from []any) bool {
+	if c.last.inbound == nil {
+		return false
+	}
+	lists := c.last.inbound.allowlists
+	i := slices.IndexFunc(lists, func(l allowlist) bool { return slices.Equal(l.from, from) })
+	if i >= 0 {
+		c.plan.inbound.add(lists[i])
+	}
+	return i >= 0
 }
 
 // about reports whether the list is about requests at the port at which r arrived, or may be.

@@ -151,13 +151,3 @@ func oldestFirst[T any](list []decoded[T]) {
 func byAge(a, b *document) int {
 	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name+"."+a.namespace, b.name+"."+b.namespace))
 }
-
-// find returns the document of an identity, if there is one. It takes one look-up.
-func find[T any](c *compiler, group, kind, namespace, name string) (d decoded[T], found bool) {
-	if first := c.first.find(groupIdentity{group, identity{kind, namespace, name}}); first != nil {
-		if is, ok := first.is.(*T); ok {
-			return decoded[T]{first, is}, true
-		}
-	}
-	return decoded[T]{}, false
-}

@@ -258,7 +258,7 @@ func (g *groups) of(a attachment) *grouping {
 
 // hostsOf returns the hosts of a ServiceEntry that a route is attached to.
 func (c *compiler) hostsOf(d decoded[gatewayRoute], parent *parent) []string {
-	se, known := find[entry](c, istio.Group, "ServiceEntry", parent.namespace, parent.name)
+	se, known := documentOf[entry](c, istio.Group, "ServiceEntry", parent.namespace, parent.name)
 	switch {
 	case known && (se.Failed() || !se.is.visible):
 		return nil

@@ -213,7 +213,7 @@ func (c *compiler) again() *compiler {
 	for _, p := range n.pieces {
 		if p.verdict == asWritten {
 			p.Renew(&p.digest)
-			p.idle = false
+			p.idle, p.used = false, false
 		}
 	}
 	return n

@@ -60,50 +60,78 @@ type guardedPort struct {
 // linkerdServers adds the decisions of the servers that are about the workload. A port without a server is open. A server whose port is not
 // known could be about any port.
 func (c *compiler) linkerdServers() {
-	c.aimless()
+	all := c.authentications()
+	c.aimless(all)
 	for _, s := range c.guardedPorts() {
-		w := &c.plan.workload
+		from := c.authorizing(s, all)
+		if c.keepAllowlist(from) {
+			continue
+		}
 		name := s.namespace + "/" + s.name
 		own := authz.Policy{Name: fmt.Sprintf("%s (accessPolicy %s)", name, cmp.Or(s.is.Spec.AccessPolicy, "deny"))}
-		authorize := func(rules *authz.Policy, clients linkerd.Clients) {
-			from, anybody := clients.Sources()
-			if !anybody {
-				return
-			}
-			rule := authz.Rule{From: from}
-			if s.is.Spec.HTTP() {
-				rule.To = []authz.Operation{{Methods: []string{"*"}}} // which no raw connection has
-			}
-			rules.Rules = append(rules.Rules, rule)
-		}
-		var policies []authz.Policy
-		add := func(d *document, clients linkerd.Clients) {
-			p := authz.Policy{Name: d.namespace + "/" + d.name}
-			if authorize(&p, clients); len(p.Rules) > 0 {
-				policies = append(policies, p)
-			}
-		}
-		for _, sa := range c.guards.authorizations {
-			if !sa.Failed() && sa.namespace == s.namespace && sa.is.Spec.Server.Selects(s.is) {
-				clients, _ := sa.is.Clients(w.TrustDomain)
-				add(sa.document, clients)
-			}
-		}
-		for _, ap := range c.guards.policies {
-			if !ap.Failed() && ap.namespace == s.namespace && ap.is.Targets(s.is) {
-				clients, _ := ap.is.Clients(w.TrustDomain, c.listed())
-				add(ap.document, clients)
-			}
-		}
-		authorize(&own, s.is.Spec.Default())
-		more := allowlist{port: s.port, denied: "no authorization for the Server " + name + " of Linkerd matched"}
+		s.authorize(&own, s.is.Spec.Default())
+		l := allowlist{from: slices.Clone(from), port: s.port, denied: "no authorization for the Server " + name + " of Linkerd matched"}
 		if s.is.Spec.AccessPolicy == "audit" {
-			more.audited = own.Name
+			l.audited = own.Name
 		}
-		if err := c.plan.inbound.require(more, append(policies, own), authz.Config{Normalization: w.Paths}); err != nil {
+		policies := append(s.policies(from, c.plan.workload.TrustDomain, all), own)
+		if err := c.plan.inbound.require(l, policies, authz.Config{Normalization: c.plan.workload.Paths}); err != nil {
 			s.Errorf("", "cannot be enforced: %v", err)
 		}
 	}
+}
+
+// authorizing returns the contents of the documents that say whom a server admits, itself first, in the room.
+func (c *compiler) authorizing(s guardedPort, all linkerd.Authentications) []any {
+	from := append(empty(&c.room.from, 0), s.is)
+	for _, sa := range c.guards.authorizations {
+		if sa.namespace == s.namespace && !sa.Failed() && sa.is.Spec.Server.Selects(s.is) {
+			from = append(from, sa.is)
+		}
+	}
+	for _, ap := range c.guards.policies {
+		if ap.namespace == s.namespace && !ap.Failed() && ap.is.Targets(s.is) {
+			from = append(from, ap.is)
+			for _, is := range ap.is.Required(all) {
+				from = append(from, is)
+			}
+		}
+	}
+	c.room.from = from
+	return from
+}
+
+// policies translates those of these documents that authorize somebody.
+func (s guardedPort) policies(from []any, trustDomain string, all linkerd.Authentications) (policies []authz.Policy) {
+	for _, is := range from {
+		var p authz.Policy
+		switch is := is.(type) {
+		case *linkerd.ServerAuthorization:
+			clients, _ := is.Clients(trustDomain)
+			p.Name = s.namespace + "/" + is.Metadata.Name
+			s.authorize(&p, clients)
+		case *linkerd.AuthorizationPolicy:
+			p.Name = s.namespace + "/" + is.Metadata.Name
+			s.authorize(&p, is.Clients(trustDomain, all))
+		}
+		if len(p.Rules) > 0 {
+			policies = append(policies, p)
+		}
+	}
+	return policies
+}
+
+// authorize adds a rule for clients to a policy for the server, unless they are nobody.
+func (s guardedPort) authorize(policy *authz.Policy, clients linkerd.Clients) {
+	from, anybody := clients.Sources()
+	if !anybody {
+		return
+	}
+	rule := authz.Rule{From: from}
+	if s.is.Spec.HTTP() {
+		rule.To = []authz.Operation{{Methods: []string{"*"}}} // which no raw connection has
+	}
+	policy.Rules = append(policy.Rules, rule)
 }
 
 // guardedPorts returns the servers that are about the workload: of several for one port, the oldest.
@@ -157,35 +185,23 @@ func (c *compiler) guardedPorts() []guardedPort {
 	})
 }
 
-// listed returns the authentications that policies can require.
-func (c *compiler) listed() linkerd.Authentications {
+// authentications finds the authentications that policies can require.
+func (c *compiler) authentications() linkerd.Authentications {
 	return linkerd.Authentications{
-		MeshTLS: func(namespace, name string) (linkerd.Clients, bool) {
-			for _, a := range c.guards.authentications {
-				if !a.Failed() && a.namespace == namespace && a.name == name {
-					clients, _ := a.is.Clients(c.plan.workload.TrustDomain)
-					return clients, true
-				}
-			}
-			return linkerd.Clients{}, false
+		MeshTLS: func(namespace, name string) *linkerd.MeshTLSAuthentication {
+			return found[linkerd.MeshTLSAuthentication](c, linkerd.PolicyGroup, "MeshTLSAuthentication", namespace, name)
 		},
-		Network: func(namespace, name string) (*linkerd.NetworkAuthentication, bool) {
-			for _, a := range c.guards.networks {
-				if !a.Failed() && a.namespace == namespace && a.name == name {
-					return a.is, true
-				}
-			}
-			return nil, false
+		Network: func(namespace, name string) *linkerd.NetworkAuthentication {
+			return found[linkerd.NetworkAuthentication](c, linkerd.PolicyGroup, "NetworkAuthentication", namespace, name)
 		},
 	}
 }
 
 // aimless warns of what authorizes nobody because what it refers to is not there.
-func (c *compiler) aimless() {
+func (c *compiler) aimless(all linkerd.Authentications) {
 	there := func(namespace, name string) bool {
-		return c.unread(namespace, name) || slices.ContainsFunc(c.guards.servers, func(s decoded[linkerd.Server]) bool {
-			return s.namespace == namespace && s.name == name
-		})
+		_, known := documentOf[linkerd.Server](c, linkerd.PolicyGroup, "Server", namespace, name)
+		return known || c.unread(namespace, name)
 	}
 	for _, sa := range c.guards.authorizations {
 		if name := sa.is.Spec.Server.Name; !sa.Failed() && name != "" && !there(sa.namespace, name) {
@@ -199,10 +215,12 @@ func (c *compiler) aimless() {
 		if name := ap.is.TargetServer(); name != "" && !there(ap.namespace, name) {
 			ap.Warnf("spec.targetRef.name", "has no effect: %s", c.absent("Server", ap.namespace, name))
 		}
-		if _, i := ap.is.Clients(c.plan.workload.TrustDomain, c.listed()); i >= 0 {
-			r := &ap.is.Spec.RequiredAuthenticationRefs[i]
-			ap.Warnf(yamldoc.Index("spec.requiredAuthenticationRefs", i), "authorizes nobody: %s",
-				c.absent(r.Kind, cmp.Or(r.Namespace, ap.namespace), r.Name))
+		for i, is := range ap.is.Required(all) {
+			if is == nil {
+				r := &ap.is.Spec.RequiredAuthenticationRefs[i]
+				ap.Warnf(yamldoc.Index("spec.requiredAuthenticationRefs", i), "authorizes nobody: %s", c.absent(r.Kind, cmp.Or(r.Namespace, ap.namespace), r.Name))
+				break
+			}
 		}
 	}
 }

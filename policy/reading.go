@@ -23,6 +23,7 @@ type document struct {
 	file string
 	from *piece
 	idle bool // it is a delegate, and no route in the mesh hands requests to it
+	used bool // a TrafficTarget or a TrafficSplit refers to it
 }
 
 func (d *document) place() place { return place{d.file, d.Line} }

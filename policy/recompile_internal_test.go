@@ -97,7 +97,7 @@ var variants = map[string][]string{
 	},
 	"specs.smi-spec.io/v1alpha4 HTTPRouteGroup": {
 		`{matches: [{name: m, pathRegex: "/v2/.*", methods: [GET]}]}`,
-		`{matches: [{name: m, headers: {x-user: "a.*"}}]}`,
+		`{matches: [{name: m, headers: {x-user: "a.*"}}, {name: n, headers: {x-forwarded-client-cert: "a.*"}}]}`,
 		`{matches: [{name: m, pathRegex: "("}]}`,
 	},
 	"v1 Service": {
@@ -152,12 +152,62 @@ var variants = map[string][]string{
 		`{parentRefs: [{group: core, kind: Service, name: a, namespace: default}]}`,
 		`{parentRefs: [{name: a}]}`,
 	},
+	"policy.linkerd.io/v1beta3 Server": {
+		`{podSelector: {}, port: 8080}`,
+		`{podSelector: {matchLabels: {app: web}}, port: http, proxyProtocol: HTTP/1}`,
+		`{podSelector: {matchLabels: {app: web}}, port: 80, accessPolicy: audit}`,
+		`{podSelector: {matchLabels: {app: other}}, port: 80, accessPolicy: all-authenticated}`,
+		`{port: 80}`,
+	},
+	"policy.linkerd.io/v1alpha1 AuthorizationPolicy": {
+		`{targetRef: {group: policy.linkerd.io, kind: Server, name: x}, requiredAuthenticationRefs: [{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: x}]}`,
+		`{targetRef: {group: policy.linkerd.io, kind: Server, name: y}, requiredAuthenticationRefs: [{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: y, namespace: shop}, {group: policy.linkerd.io, kind: NetworkAuthentication, name: x}]}`,
+		`{targetRef: {kind: Namespace, name: default}, requiredAuthenticationRefs: [{kind: ServiceAccount, name: a}]}`,
+		`{targetRef: {group: policy.linkerd.io, kind: Server, name: x}, requiredAuthenticationRefs: [{group: policy.linkerd.io, kind: NetworkAuthentication, name: z}]}`,
+		`{targetRef: {group: policy.linkerd.io, kind: Server, name: x}}`,
+	},
+	"policy.linkerd.io/v1beta1 ServerAuthorization": {
+		`{server: {name: x}, client: {unauthenticated: true}}`,
+		`{server: {selector: {}}, client: {meshTLS: {serviceAccounts: [{name: a, namespace: shop}]}}}`,
+		`{server: {name: x}}`,
+	},
+	"policy.linkerd.io/v1alpha1 MeshTLSAuthentication": {
+		`{identities: ["*"]}`,
+		`{identities: [web.shop.serviceaccount.identity.linkerd.cluster.local, nobody.example]}`,
+		`{identityRefs: [{kind: ServiceAccount, name: a}]}`,
+		`{}`,
+	},
+	"policy.linkerd.io/v1alpha1 NetworkAuthentication": {
+		`{networks: [{cidr: 10.0.0.0/8}]}`,
+		`{networks: [{cidr: 10.0.0.0/8, except: [10.1.0.0/16]}]}`,
+		`{networks: [{cidr: x}]}`,
+	},
+	"access.smi-spec.io/v1alpha3 TrafficTarget": {
+		`{destination: {kind: ServiceAccount, name: x}, rules: [{kind: HTTPRouteGroup, name: x, matches: [m, n]}], sources: [{kind: ServiceAccount, name: a, namespace: shop}]}`,
+		`{destination: {kind: ServiceAccount, name: x}, rules: [{kind: TCPRoute, name: y}], sources: [{kind: ServiceAccount, name: b, namespace: shop}]}`,
+		`{destination: {kind: ServiceAccount, name: x}, rules: [{kind: HTTPRouteGroup, name: y}, {kind: TCPRoute, name: x}], sources: [{kind: ServiceAccount, name: a, namespace: shop}]}`,
+		`{destination: {kind: ServiceAccount, name: other}, rules: [{kind: HTTPRouteGroup, name: z}], sources: [{kind: ServiceAccount, name: a, namespace: shop}]}`,
+		`{destination: {kind: ServiceAccount, name: x}, rules: [], sources: []}`,
+	},
+	"specs.smi-spec.io/v1alpha4 TCPRoute": {
+		`{matches: {ports: [80]}}`,
+		`{matches: {ports: []}}`,
+		`{matches: {ports: [0]}}`,
+	},
 	"v1 ConfigMap":                       {`{}`},
 	"networking.istio.io/v1 Gateway":     {`{}`},
 	"networking.istio.io/v1 EnvoyFilter": {`{}`},
 }
 
 var kinds = slices.Sorted(maps.Keys(variants))
+
+// workloads are those that random documents are compiled for.
+var workloads = []Workload{
+	{},
+	{Namespace: "shop", Labels: map[string]string{"app": "web"}},
+	{Labels: map[string]string{"app": "web"}, TrustDomain: "td", Unlabelled: true, Service: "x"},
+	{Labels: map[string]string{"app": "web"}, ServiceAccount: "x", Ports: map[string]int{"http": 8080}},
+}
 
 // randomStored returns a document, which has no mistake unless broken.
 func randomStored(rng *rand.Rand, broken bool) stored {
@@ -171,11 +221,19 @@ func randomStored(rng *rand.Rand, broken bool) stored {
 	} else if d.spec = rng.IntN(max(1, n-1)); strings.HasSuffix(d.kind, "VirtualService") {
 		d.spec = rng.IntN(n - 2)
 	}
+	if d.place(rng); strings.HasSuffix(d.kind, "EnvoyFilter") && !broken {
+		d.kind, d.spec = "v1 ConfigMap", 0
+	}
+	return d
+}
+
+// place gives a document a namespace and a name.
+func (d *stored) place(rng *rand.Rand) {
 	d.namespace = []string{"", "default", "default", "shop", "istio-system"}[rng.IntN(5)]
 	if strings.HasPrefix(d.kind, "consul") {
 		d.namespace = "" // they have none
 	}
-	if strings.HasPrefix(d.kind, "security") && d.namespace == "" {
+	if d.protects() && d.namespace == "" {
 		d.namespace = "default"
 	}
 	switch d.name = []string{"x", "y", "z"}[rng.IntN(3)]; {
@@ -183,10 +241,12 @@ func randomStored(rng *rand.Rand, broken bool) stored {
 		d.name = []string{"a", "b", "c"}[rng.IntN(3)]
 	case strings.HasSuffix(d.kind, "ServiceProfile"):
 		d.name = []string{"a.default.svc.cluster.local", "b.default.svc.cluster.local", "api.example"}[rng.IntN(3)]
-	case strings.HasSuffix(d.kind, "EnvoyFilter") && !broken:
-		d.kind, d.spec = "v1 ConfigMap", 0
 	}
-	return d
+}
+
+// protects reports whether the document is of a kind that must say its namespace.
+func (d stored) protects() bool {
+	return strings.HasPrefix(d.kind, "security") || strings.HasPrefix(d.kind, "access") || strings.HasPrefix(d.kind, "policy.linkerd.io")
 }
 
 func (d stored) fields(indent string) string {
@@ -250,7 +310,7 @@ func TestRecompile_AloneIsCompile(t *testing.T) {
 	accepted, refused := 0, 0
 	for seed := range uint64(*recompileRounds) {
 		rng := rand.New(rand.NewPCG(seed, 2))
-		w := []Workload{{}, {Namespace: "shop", Labels: map[string]string{"app": "web"}}, {Labels: map[string]string{"app": "web"}, Service: "x"}}[rng.IntN(3)]
+		w := workloads[rng.IntN(len(workloads))]
 		var docs []stored
 		var last *Plan
 		for range 12 {
@@ -337,13 +397,29 @@ func TestRecompile_OneChange(t *testing.T) {
 		{kind: "linkerd.io/v1alpha2 ServiceProfile", name: "api.example"},
 		{kind: "split.smi-spec.io/v1alpha4 TrafficSplit", name: "y", spec: 2},
 		{kind: "v1 Service", name: "a", spec: 2}, {kind: "v1 Service", name: "b", spec: 1}, {kind: "v1 Service", namespace: "shop", name: "c"},
+	}, {
+		{kind: "policy.linkerd.io/v1beta3 Server", namespace: "default", name: "x"},
+		{kind: "policy.linkerd.io/v1beta3 Server", namespace: "default", name: "y", spec: 2},
+		{kind: "policy.linkerd.io/v1alpha1 AuthorizationPolicy", namespace: "default", name: "x"},
+		{kind: "policy.linkerd.io/v1alpha1 AuthorizationPolicy", namespace: "default", name: "y", spec: 1},
+		{kind: "policy.linkerd.io/v1alpha1 AuthorizationPolicy", namespace: "default", name: "z", spec: 3},
+		{kind: "policy.linkerd.io/v1beta1 ServerAuthorization", namespace: "default", name: "x"},
+		{kind: "policy.linkerd.io/v1alpha1 MeshTLSAuthentication", namespace: "default", name: "x"},
+		{kind: "policy.linkerd.io/v1alpha1 MeshTLSAuthentication", namespace: "shop", name: "y", spec: 1},
+		{kind: "policy.linkerd.io/v1alpha1 NetworkAuthentication", namespace: "default", name: "x"},
+		{kind: "policy.linkerd.io/v1alpha1 NetworkAuthentication", namespace: "default", name: "z"},
+		{kind: "access.smi-spec.io/v1alpha3 TrafficTarget", namespace: "default", name: "x"},
+		{kind: "access.smi-spec.io/v1alpha3 TrafficTarget", namespace: "default", name: "y", spec: 1},
+		{kind: "access.smi-spec.io/v1alpha3 TrafficTarget", namespace: "default", name: "z", spec: 2},
+		{kind: "specs.smi-spec.io/v1alpha4 HTTPRouteGroup", name: "x", spec: 1}, {kind: "specs.smi-spec.io/v1alpha4 HTTPRouteGroup", name: "y"},
+		{kind: "specs.smi-spec.io/v1alpha4 TCPRoute", name: "x"}, {kind: "specs.smi-spec.io/v1alpha4 TCPRoute", name: "y", spec: 1},
 	}} {
-		oneChange(t, set)
+		oneChange(t, set, workloads[len(workloads)-1])
 	}
 }
 
 // oneChange exchanges one document of a set after the other for each variant of its kind, and back.
-func oneChange(t *testing.T, set []stored) {
+func oneChange(t *testing.T, set []stored, w Workload) {
 	t.Helper()
 	sources := func(docs []stored) []Source {
 		var text strings.Builder
@@ -352,7 +428,7 @@ func oneChange(t *testing.T, set []stored) {
 		}
 		return []Source{{Name: "a.yaml", Data: []byte(text.String())}}
 	}
-	first, findings := Compile(sources(set), Workload{})
+	first, findings := Compile(sources(set), w)
 	if first == nil {
 		t.Fatal(findings)
 	}
@@ -366,8 +442,8 @@ func oneChange(t *testing.T, set []stored) {
 			}
 			last := first
 			for _, docs := range [][]stored{changed, set} {
-				want, wantFindings := Compile(sources(docs), Workload{})
-				got, gotFindings := Recompile(last, sources(docs), Workload{})
+				want, wantFindings := Compile(sources(docs), w)
+				got, gotFindings := Recompile(last, sources(docs), w)
 				if !slices.Equal(gotFindings, wantFindings) {
 					t.Errorf("the findings are\n%v\nwant\n%v\nof\n%s", gotFindings, wantFindings, texts(sources(docs)))
 				}
@@ -393,16 +469,19 @@ func oneChange(t *testing.T, set []stored) {
 func reloads(t *testing.T, seed uint64) (accepted, refused int) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 1))
-	w := []Workload{
-		{}, {Namespace: "shop", Labels: map[string]string{"app": "web"}}, {Labels: map[string]string{"app": "web"}, TrustDomain: "td", Unlabelled: true, Service: "x"},
-	}[rng.IntN(3)]
+	w := workloads[rng.IntN(len(workloads))]
 	var docs []stored
 	var last *Plan
 	for range 8 {
 		docs = changed(rng, docs)
 		set := slices.Clone(docs)
 		if rng.IntN(3) == 0 { // for this reload alone
-			set = append(set, randomStored(rng, true))
+			bad := randomStored(rng, true)
+			if i := slices.IndexFunc(set, func(o stored) bool { return o.kind == bad.kind }); i >= 0 {
+				set[i].spec = bad.spec
+			} else {
+				set = append(set, bad)
+			}
 		}
 		if len(set) > 0 && rng.IntN(8) == 0 { // the very same twice
 			set = append(set, set[rng.IntN(len(set))])
@@ -436,7 +515,7 @@ func reloads(t *testing.T, seed uint64) (accepted, refused int) {
 func changed(rng *rand.Rand, docs []stored) []stored {
 	docs = slices.Clone(docs)
 	for range 1 + rng.IntN(4) {
-		switch n := rng.IntN(6); {
+		switch n := rng.IntN(7); {
 		case n < 3 || len(docs) == 0:
 			d := randomStored(rng, false)
 			same := slices.IndexFunc(docs, func(o stored) bool {
@@ -452,6 +531,13 @@ func changed(rng *rand.Rand, docs []stored) []stored {
 			docs = slices.Delete(docs, i, i+1)
 		case n == 4:
 			docs[rng.IntN(len(docs))].created = rng.IntN(5)
+		case n == 5: // another name and namespace
+			i := rng.IntN(len(docs))
+			d := docs[i]
+			d.place(rng)
+			if !slices.ContainsFunc(docs, func(o stored) bool { return o.kind == d.kind && o.name == d.name && o.namespace == d.namespace }) {
+				docs[i] = d
+			}
 		default:
 			rng.Shuffle(len(docs), func(i, j int) { docs[i], docs[j] = docs[j], docs[i] })
 		}

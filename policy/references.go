@@ -1,17 +1,18 @@
 package policy
 
-// byName returns documents by "namespace/name".
-func byName[T any](list []decoded[T]) map[string]decoded[T] {
-	names := make(map[string]decoded[T], len(list))
-	for _, d := range list {
-		names[d.namespace+"/"+d.name] = d
+// documentOf returns the document of an identity, if there is one. It takes one look-up.
+func documentOf[T any](c *compiler, group, kind, namespace, name string) (d decoded[T], found bool) {
+	if first := c.first.find(groupIdentity{group, identity{kind, namespace, name}}); first != nil {
+		if is, ok := first.is.(*T); ok {
+			return decoded[T]{first, is}, true
+		}
 	}
-	return names
+	return decoded[T]{}, false
 }
 
-// found returns the content of a document, or nil if there is none or it has an error.
-func found[T any](names map[string]decoded[T], namespace, name string) *T {
-	if d, ok := names[namespace+"/"+name]; ok && !d.Failed() {
+// found returns the content of the document of an identity, or nil if there is none or it has an error.
+func found[T any](c *compiler, group, kind, namespace, name string) *T {
+	if d, ok := documentOf[T](c, group, kind, namespace, name); ok && !d.Failed() {
 		return d.is
 	}
 	return nil

@@ -19,6 +19,7 @@ type room struct {
 	inForce []*document
 	current []*document
 	counts  []int
+	from    []any
 	first   map[uint64]*document
 	virtual []decoded[virtual]
 	rules   []decoded[destination]
@@ -68,6 +69,7 @@ func (r *rooms) give(used *room) {
 	clear(all(used.alone))
 	clear(all(used.inForce))
 	clear(all(used.current))
+	clear(all(used.from))
 	clear(used.first)
 	clear(all(used.virtual))
 	clear(all(used.rules))

@@ -36,7 +36,7 @@ type splitPart struct {
 // trafficSplits assigns each service its first split.
 func (c *compiler) trafficSplits() {
 	p := c.plan
-	groups, used := byName(c.routeGroups), c.referred()
+	c.refer()
 	for _, ts := range c.splitDocs {
 		if ts.Failed() {
 			continue
@@ -44,15 +44,14 @@ func (c *compiler) trafficSplits() {
 		spec := &ts.is.Spec
 		var when []route.Match
 		for i, ref := range spec.Matches {
-			name := ts.namespace + "/" + ref.Name
-			group, ok := groups[name]
+			group, ok := documentOf[smi.HTTPRouteGroup](c, smi.SpecsGroup, smi.HTTPRouteGroupKind, ts.namespace, ref.Name)
 			if !ok {
 				if !c.unread(ts.namespace, ref.Name) {
 					ts.Errorf(yamldoc.Index("spec.matches", i)+".name", "%s", c.absent(ref.Kind, ts.namespace, ref.Name))
 				}
 				continue
 			}
-			used[group.identity] = true
+			group.used = true
 			if !group.Failed() {
 				when = append(when, group.is.Routes()...)
 			}
@@ -78,7 +77,7 @@ func (c *compiler) trafficSplits() {
 		c.splits[host] = &split{ts.is, ts.identity, c.byPort(ts, host, when, backends)}
 	}
 	for _, g := range c.routeGroups {
-		if !used[g.identity] && !g.Failed() {
+		if !g.used && !g.Failed() {
 			g.Warnf("", "no TrafficSplit and no TrafficTarget refers to it: it has no effect")
 		}
 	}

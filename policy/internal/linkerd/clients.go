@@ -2,6 +2,7 @@ package linkerd
 
 import (
 	"cmp"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -100,36 +101,56 @@ func (a *MeshTLSAuthentication) Clients(trustDomain string) (Clients, []Stranger
 	return c, strangers
 }
 
-// Authentications are the documents that AuthorizationPolicies refer to. They return false for one that is not there.
+// Authentications are the documents that AuthorizationPolicies refer to. They return nil for one that is not there.
 type Authentications struct {
-	MeshTLS func(namespace, name string) (Clients, bool)
-	Network func(namespace, name string) (*NetworkAuthentication, bool)
+	MeshTLS func(namespace, name string) *MeshTLSAuthentication
+	Network func(namespace, name string) *NetworkAuthentication
 }
 
-// Clients returns the clients that have all authentications that the policy requires. If one of these is not there, that is nobody, and the
-// index of its reference is returned; otherwise the index is -1.
-func (ap *AuthorizationPolicy) Clients(trustDomain string, all Authentications) (c Clients, missing int) {
-	c.anybody = true
-	for i, r := range ap.Spec.RequiredAuthenticationRefs {
-		namespace := cmp.Or(r.Namespace, ap.Namespace())
-		switch {
-		case isKind(r.Group, r.Kind, "", "ServiceAccount"):
-			c.anybody, c.principals = false, []string{account(trustDomain, namespace, r.Name)}
-		case isKind(r.Group, r.Kind, PolicyGroup, "MeshTLSAuthentication"):
-			listed, ok := all.MeshTLS(namespace, r.Name)
-			if !ok {
-				return Clients{}, i
+// Required yields the authentications that the policy requires, with the indices of their references: a *[MeshTLSAuthentication], a
+// *[NetworkAuthentication], or nil for one that is not there. Service accounts need no document.
+func (ap *AuthorizationPolicy) Required(all Authentications) iter.Seq2[int, any] {
+	return func(yield func(int, any) bool) {
+		for i := range ap.Spec.RequiredAuthenticationRefs {
+			r := &ap.Spec.RequiredAuthenticationRefs[i]
+			namespace := cmp.Or(r.Namespace, ap.Namespace())
+			var is any
+			if isKind(r.Group, r.Kind, "", "ServiceAccount") {
+				continue
+			} else if isKind(r.Group, r.Kind, PolicyGroup, "MeshTLSAuthentication") {
+				if a := all.MeshTLS(namespace, r.Name); a != nil {
+					is = a
+				}
+			} else if a := all.Network(namespace, r.Name); a != nil {
+				is = a
 			}
-			c.anybody, c.principals = false, listed.principals
-		default:
-			listed, ok := all.Network(namespace, r.Name)
-			if !ok {
-				return Clients{}, i
+			if !yield(i, is) {
+				return
 			}
-			c.networks = networksOf(listed.Spec.Networks)
 		}
 	}
-	return c, -1
+}
+
+// Clients returns the clients that have all authentications that the policy requires. If one of these is not there, that is nobody.
+func (ap *AuthorizationPolicy) Clients(trustDomain string, all Authentications) Clients {
+	c := Clients{anybody: true}
+	for _, r := range ap.Spec.RequiredAuthenticationRefs {
+		if isKind(r.Group, r.Kind, "", "ServiceAccount") {
+			c.anybody, c.principals = false, []string{account(trustDomain, cmp.Or(r.Namespace, ap.Namespace()), r.Name)}
+		}
+	}
+	for _, is := range ap.Required(all) {
+		switch is := is.(type) {
+		case *MeshTLSAuthentication:
+			listed, _ := is.Clients(trustDomain)
+			c.anybody, c.principals = false, listed.principals
+		case *NetworkAuthentication:
+			c.networks = networksOf(is.Spec.Networks)
+		default:
+			return Clients{}
+		}
+	}
+	return c
 }
 
 // Targets reports whether the policy is about a server of its namespace.
