@@ -78,7 +78,7 @@ func (c *compiler) share() {
 
 // leave gives the room back.
 func (c *compiler) leave() {
-	c.room.virtual, c.room.rules = c.virtual, c.rules
+	c.room.virtual, c.room.rules, c.room.routes = c.virtual, c.rules, c.gatewayRoutes
 	c.plan.rooms.give(c.room)
 }
 
@@ -199,13 +199,16 @@ func newCompiler(last *Plan, w Workload, in *room) *compiler {
 			rooms:    shared,
 			defaults: defaults(),
 		},
-		last:     last,
-		room:     in,
-		apis:     catalog.Groups(),
-		texts:    make(map[string]string),
-		first:    firsts{seed: maphash.MakeSeed(), byHash: in.first},
-		virtual:  empty(&in.virtual, 0),
-		rules:    empty(&in.rules, 0),
+		last:    last,
+		room:    in,
+		apis:    catalog.Groups(),
+		texts:   make(map[string]string),
+		first:   firsts{seed: maphash.MakeSeed(), byHash: in.first},
+		virtual: empty(&in.virtual, 0),
+		rules:   empty(&in.rules, 0),
+
+		gatewayRoutes: empty(&in.routes, 0),
+
 		profiles: make(map[string]*profile),
 		splits:   make(map[string]*split),
 		joints:   make(map[string][]*joint),

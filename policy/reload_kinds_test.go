@@ -17,18 +17,19 @@ var kinds = []struct {
 	name      string
 	documents func(i int, timeout string) []byte
 	most      int // the bytes that a service may take
+	change    int // the bytes that a change may allocate for each document that stays the same; 0 if that is not bounded
 }{
-	{"VirtualServices", serviceDocuments, 2 << 10},
-	{"delegates", delegatingDocuments, 2 << 10},
-	{"profiles", profiledDocuments, 2 << 10},
-	{"HTTPRoutes", routeDocuments("HTTPRoute", "timeouts: {request: %s}"), 4 << 10},
-	{"GRPCRoutes", routeDocuments("GRPCRoute", "name: %s"), 4 << 10},
-	{"HTTPRoutes of ServiceEntries", entryDocuments, 4 << 10},
-	{"Servers", serverDocuments, 2 << 10},
-	{"ServerAuthorizations", authorizationDocuments, 4 << 10},
-	{"TrafficTargets", targetDocuments, 2 << 10},
-	{"Sidecars", sidecarDocuments, 8 << 10},
-	{"mixed", mixedDocuments, 4 << 10},
+	{"VirtualServices", serviceDocuments, 2 << 10, 100},
+	{"delegates", delegatingDocuments, 2 << 10, 0},
+	{"profiles", profiledDocuments, 2 << 10, 0},
+	{"HTTPRoutes", routeDocuments("HTTPRoute", "timeouts: {request: %s}"), 4 << 10, 200},
+	{"GRPCRoutes", routeDocuments("GRPCRoute", "name: %s"), 4 << 10, 200},
+	{"HTTPRoutes of ServiceEntries", entryDocuments, 4 << 10, 200},
+	{"Servers", serverDocuments, 2 << 10, 100},
+	{"ServerAuthorizations", authorizationDocuments, 4 << 10, 0},
+	{"TrafficTargets", targetDocuments, 2 << 10, 100},
+	{"Sidecars", sidecarDocuments, 4 << 10, 400},
+	{"mixed", mixedDocuments, 4 << 10, 0},
 }
 
 // perService returns a file for each of n services: the documents that of makes for the number of a service and a timeout. One

@@ -23,6 +23,7 @@ type room struct {
 	first   map[uint64]*document
 	virtual []decoded[virtual]
 	rules   []decoded[destination]
+	routes  []decoded[gatewayRoute]
 	claims  []claim
 
 	groupings []grouping
@@ -73,6 +74,7 @@ func (r *rooms) give(used *room) {
 	clear(used.first)
 	clear(all(used.virtual))
 	clear(all(used.rules))
+	clear(all(used.routes))
 	clear(all(used.claims))
 	clear(all(used.groupings))
 	clear(all(used.order))

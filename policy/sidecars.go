@@ -17,7 +17,7 @@ type sidecar struct {
 	called  string // its kind and name
 	labels  string // the labels that it selects workloads by, as text; "" for all workloads of its namespace
 	reach   reach
-	imports *imports // nil if it imports everything
+	imports *imports // nil if it imports everything, or is not about the workload
 }
 
 // reach says which workloads a Sidecar is about. Of those that are about the process, the one with the greatest reach counts.
@@ -56,6 +56,9 @@ func (c *compiler) readSidecar(r *reading, is *istio.Sidecar) *sidecar {
 		s.reach = ofNamespace
 	case r.namespace == w.RootNamespace:
 		s.reach = ofMesh
+	}
+	if s.reach == ofOthers {
+		return s // nobody asks what it imports
 	}
 	in := &imports{make(map[string]*hostMap[struct{}]), make(map[string][]string)}
 	for namespace, host := range is.Imported() {
