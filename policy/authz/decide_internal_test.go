@@ -18,7 +18,7 @@ func FuzzDecide(f *testing.F) {
 	for seed := range uint64(40) {
 		f.Add(seed, seed*7, "/a/b", uint8(seed))
 	}
-	for i, path := range []string{"//a", "/a/../b", "/a%2Fb", "/a;x", "/a#/../b", `/a\..\b`, "/%61", "/a%3Ab", "/a:b", "/%", "/%0A", "x://h", "a://u@[H.]:80/b"} {
+	for i, path := range []string{"//a", "/a/../b", "/a%2Fb", "/a;x", "/a#/../b", `/a\..\b`, "/%61", "/a%3Ab", "/a:b", "/%", "/%0A", "x://h", "a://u@[H.]:80/b", "://h"} {
 		f.Add(uint64(100+i), uint64(i), path, uint8(i))
 	}
 	f.Add(uint64(25), uint64(194), "/"+strings.Repeat("Q", 800)+`\`+strings.Repeat("Q", 300), uint8(0)) // too long for its oddity
@@ -220,7 +220,7 @@ const unreadablePath, anyHost = "?", "?"
 var (
 	dotBeforePort = regexp.MustCompile(`\.+(:[^:\]]*)?$`)
 	inBrackets    = regexp.MustCompile(`^\[([^:]*?)\]?(:|:[^:]*[^:\]])?$`)
-	authorityOf   = regexp.MustCompile(`(?s)^[^/].*?://(?:[^/?]*@)?([^/?]*)`)
+	authorityOf   = regexp.MustCompile(`(?s)^(?:[^/].*?)??://(?:[^/?]*@)?([^/?]*)`)
 	notASCII      = regexp.MustCompile(`[^\x00-\x7f]`)
 )
 
