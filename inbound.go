@@ -28,8 +28,8 @@ import (
 // Serve over a listener of [Mesh.Listen] to have the port's PeerAuthentication enforced for connections too. Without
 // [WithIdentity] no peer has an identity.
 //
-// A denied request is answered with 403 and "RBAC: access denied", a path that cannot be read with 400; only observers are
-// told why. On a STRICT port, a request from a peer whose certificate is not valid, or no longer, gets the 403 too, and its
+// A denied request is answered with 403 and "RBAC: access denied", one that belongs to no route of a Server of Linkerd with 404, a path that
+// cannot be read with 400; only observers are told why. On a STRICT port, a request from a peer whose certificate is not valid, or no longer, gets the 403 too, and its
 // connection is closed after that. A plaintext request to such a port is cut off without an answer.
 //
 // A request in flight is authorized again when documents or bundles change, and when the certificate of its peer expires. If

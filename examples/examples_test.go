@@ -23,6 +23,7 @@ var programs = map[string]string{
 	"grpc":       "Everything matched the documents.",
 	"jwt":        "alice     /orders     200 for \"alice\"",
 	"limit":      "refused so far: 3",
+	"linkerd":    "Everything matched the documents.",
 	"mtls":       "Everything matched the documents.",
 	"observer":   "route=orders status=200 flags=- attempts=2",
 	"quickstart": "Everything matched the documents.",

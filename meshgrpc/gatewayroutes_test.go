@@ -119,3 +119,50 @@ func TestHeadersThatGRPCCannotSend(t *testing.T) {
 		}
 	}
 }
+
+// TestGRPCRoute_Server: a GRPCRoute that is attached to a Server of Linkerd, and who may call its methods.
+func TestGRPCRoute_Server(t *testing.T) {
+	leak.Check(t)
+	w := newTown(t)
+	w.serve(t, w.member(t, "payment", `
+apiVersion: policy.linkerd.io/v1beta3
+kind: Server
+metadata: {name: payment, namespace: default}
+spec: {podSelector: {}, port: grpc, proxyProtocol: gRPC}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: unary, namespace: default}
+spec:
+  parentRefs: [{group: policy.linkerd.io, kind: Server, name: payment}]
+  rules: [{matches: [{method: {service: grpc.testing.TestService, method: UnaryCall}}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: other, namespace: default}
+spec:
+  parentRefs: [{group: policy.linkerd.io, kind: Server, name: payment}]
+  rules: [{matches: [{method: {service: grpc.testing.TestService}}]}]
+---
+apiVersion: policy.linkerd.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: unary, namespace: default}
+spec:
+  targetRef: {group: gateway.networking.k8s.io, kind: GRPCRoute, name: unary}
+  requiredAuthenticationRefs: [{kind: ServiceAccount, name: order}]
+`), "payment", whoCalls)
+	for _, test := range []struct {
+		account, method string
+		want            codes.Code
+	}{
+		{"order", "/grpc.testing.TestService/UnaryCall", codes.OK},
+		{"order", "/grpc.testing.TestService/EmptyCall", codes.PermissionDenied},
+		{"other", "/grpc.testing.TestService/UnaryCall", codes.PermissionDenied},
+		{"order", "/no.Such/Method", codes.NotFound},
+	} {
+		conn := connect(t, w.member(t, test.account, strict), "mesh:///payment")
+		if err := conn.Invoke(t.Context(), test.method, &grpctest.Request{}, &grpctest.Response{}); status.Code(err) != test.want {
+			t.Errorf("%s calls %s: %v, want %v", test.account, test.method, err, test.want)
+		}
+	}
+}

@@ -13,6 +13,7 @@ type allowlist struct {
 	from       []any  // what it is made of: if that is unchanged, a plan takes over the list of the last plan
 	port       uint16 // it is about requests at this port, and at one that is not known; 0 for all
 	denied     string // why a request is denied that its policies do not allow
+	unrouted   string // why one is denied that belongs to no route; empty without routes
 	audited    string // the policy that also marks what it allows; empty for none
 
 	authorizes bool     // some of its policies are enforced
@@ -62,7 +63,11 @@ func (l *allowlist) explain(d *authz.Decision) {
 	if d.Policy == l.audited && l.audited != "" {
 		d.Audit = d.Match
 	}
-	if !d.Allowed && !d.BadRequest {
+	switch {
+	case d.Allowed || d.BadRequest:
+	case d.NotFound:
+		d.Reason = l.unrouted
+	default:
 		d.Reason = l.denied
 	}
 }
@@ -89,6 +94,6 @@ func (l *allowlist) decide(r *authz.Request, d *authz.Decision) {
 		d.Shadow.Allowed, d.Shadow.Match, d.Shadow.Reason = false, also.Match, also.Reason
 	}
 	if d.Allowed {
-		d.Allowed, d.BadRequest, d.Match, d.Reason = false, also.BadRequest, also.Match, also.Reason
+		d.Allowed, d.BadRequest, d.NotFound, d.Match, d.Reason = false, also.BadRequest, also.NotFound, also.Match, also.Reason
 	}
 }

@@ -134,7 +134,7 @@ func (c *compiler) inForce(d *document) bool {
 	case *virtual:
 		return c.plan.sees(is) && !d.atGateways()
 	case *gatewayRoute:
-		return len(is.parents) > 0
+		return len(is.parents) > 0 || len(is.servers) > 0 && d.namespace == w.Namespace
 	case *destination:
 		return is.visible && (is.selector == nil || is.selects)
 	case *entry:

@@ -59,7 +59,7 @@ func (c *compiler) denies(p *piece) bool {
 		return true
 	case c.elsewhere(p):
 		return false
-	case p.routesServer():
+	case routesServer(p.Document, p.reading):
 		return true
 	case p.kind == "" || p.list() || !p.protects() && !c.misplaced(p):
 		return (p.kind == "" || p.list() || c.unheardOf(p) || !p.clear("")) && mentionsProtection(c.text(p))
@@ -168,16 +168,20 @@ func (p *piece) targets(namespace string) bool {
 
 // routesServer reports whether a document is a route that is attached, or may be, to a Server of Linkerd. Then a request to the Server that no
 // route matches is refused.
-func (p *piece) routesServer() bool {
-	if p.kind != "HTTPRoute" && p.kind != "GRPCRoute" || p.group != linkerd.PolicyGroup && p.group != catalog.GatewayGroup {
+func routesServer(d *yamldoc.Document, r *reading) bool {
+	if r.kind != "HTTPRoute" && r.kind != "GRPCRoute" || r.group != linkerd.PolicyGroup && r.group != catalog.GatewayGroup {
 		return false
 	}
-	if !p.clear("", "spec") || p.Has("spec.parentRefs") && !p.HasItems("spec.parentRefs") {
+	clear := func(at string) bool {
+		_, ok := d.Keys(at)
+		return ok
+	}
+	if !clear("") || !clear("spec") || d.Has("spec.parentRefs") && !d.HasItems("spec.parentRefs") {
 		return true
 	}
-	for i := range p.Len("spec.parentRefs") {
+	for i := range d.Len("spec.parentRefs") {
 		at := yamldoc.Index("spec.parentRefs", i)
-		if !p.clear(at) || strings.EqualFold(p.Text(at+".kind"), "Server") {
+		if !clear(at) || strings.EqualFold(d.Text(at+".kind"), "Server") {
 			return true
 		}
 	}

@@ -20,9 +20,10 @@ type gatewayRoute struct {
 		pack(*yamldoc.Words, *yamldoc.Document)
 	}
 	peek    func() gateway.Document
-	parents []parent // those that matter to the workload
-	leads   []string // the hosts that requests are sent to
-	lines   []int32  // the lines of its rules, relative to that of the document
+	servers []gateway.Parent // the Servers of Linkerd that it is attached to
+	parents []parent         // what else it is attached to and matters to the workload
+	leads   []string         // the hosts that requests are sent to
+	lines   []int32          // the lines of its rules, relative to that of the document
 }
 
 // parent is what a route is attached to.
@@ -45,9 +46,9 @@ func readRoute[T any, P interface {
 	*T
 	gateway.Document
 }](c *compiler, doc *yamldoc.Document, r *reading, is P) any {
-	all := is.Parents()
+	all, servers := is.Parents(), is.Servers()
 	switch {
-	case len(all) > 0:
+	case len(all)+len(servers) > 0:
 	case doc.Failed():
 		return notEnforced{}
 	default:
@@ -55,7 +56,7 @@ func readRoute[T any, P interface {
 	}
 	from := new(lazy[T])
 	from.keep((*T)(is))
-	g := &gatewayRoute{reading: r, source: from, peek: func() gateway.Document { return P(from.peek()) }}
+	g := &gatewayRoute{reading: r, source: from, servers: servers, peek: func() gateway.Document { return P(from.peek()) }}
 	for _, p := range all {
 		if p.Namespace == r.namespace || r.namespace == c.plan.workload.Namespace {
 			name := p.Name
@@ -67,6 +68,12 @@ func readRoute[T any, P interface {
 	}
 	g.parents = slices.Clip(g.parents)
 	if doc.Failed() {
+		return g
+	}
+	if len(servers) > 0 {
+		c.checkInbound(doc, is)
+	}
+	if len(all) == 0 {
 		return g
 	}
 	routes := is.Routes(c.plan.workload.ClusterDomain)

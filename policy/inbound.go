@@ -3,6 +3,7 @@ package policy
 import (
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/asserted"
@@ -187,7 +188,7 @@ func (c *compiler) authorizationPolicies() {
 func (in *Inbound) regard(policies []authz.Policy) {
 	for _, policy := range policies {
 		in.authorizes = in.authorizes || !policy.DryRun && policy.Action != authz.Audit
-		for _, rule := range policy.Rules {
+		for _, rule := range slices.Concat(policy.Rules, policy.Routes) {
 			for _, condition := range rule.When {
 				if name, ok := assertion(condition.Key); ok {
 					in.asserted = append(in.asserted, name)

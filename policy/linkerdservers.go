@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
@@ -62,6 +63,7 @@ type guardedPort struct {
 func (c *compiler) linkerdServers() {
 	all := c.authentications()
 	c.aimless(all)
+	c.unserved()
 	for _, s := range c.guardedPorts() {
 		from := c.authorizing(s, all)
 		if c.keepAllowlist(from) {
@@ -69,12 +71,15 @@ func (c *compiler) linkerdServers() {
 		}
 		name := s.namespace + "/" + s.name
 		own := authz.Policy{Name: fmt.Sprintf("%s (accessPolicy %s)", name, cmp.Or(s.is.Spec.AccessPolicy, "deny"))}
-		s.authorize(&own, s.is.Spec.Default())
+		s.authorize(&own, s.is.Spec.Default(), nil)
+		var of map[*gatewayRoute][]int
+		own.Routes, of = routesIn(from)
 		l := allowlist{from: slices.Clone(from), port: s.port, denied: "no authorization for the Server " + name + " of Linkerd matched"}
+		l.unrouted = "no route of the Server " + name + " of Linkerd matched"
 		if s.is.Spec.AccessPolicy == "audit" {
 			l.audited = own.Name
 		}
-		policies := append(s.policies(from, c.plan.workload.TrustDomain, all), own)
+		policies := append(s.policies(from, of, c.plan.workload.TrustDomain, all), own)
 		if err := c.plan.inbound.require(l, policies, authz.Config{Normalization: c.plan.workload.Paths}); err != nil {
 			s.Errorf("", "cannot be enforced: %v", err)
 		}
@@ -84,13 +89,17 @@ func (c *compiler) linkerdServers() {
 // authorizing returns the contents of the documents that say whom a server admits, itself first, in the room.
 func (c *compiler) authorizing(s guardedPort, all linkerd.Authentications) []any {
 	from := append(empty(&c.room.from, 0), s.is)
+	routes := c.routesOf(s)
+	for _, r := range routes {
+		from = append(from, r)
+	}
 	for _, sa := range c.guards.authorizations {
 		if sa.namespace == s.namespace && !sa.Failed() && sa.is.Spec.Server.Selects(s.is) {
 			from = append(from, sa.is)
 		}
 	}
 	for _, ap := range c.guards.policies {
-		if ap.namespace == s.namespace && !ap.Failed() && ap.is.Targets(s.is) {
+		if ap.namespace == s.namespace && !ap.Failed() && (ap.is.Targets(s.is) || targeted(ap.is, routes) != nil) {
 			from = append(from, ap.is)
 			for _, is := range ap.is.Required(all) {
 				from = append(from, is)
@@ -102,17 +111,20 @@ func (c *compiler) authorizing(s guardedPort, all linkerd.Authentications) []any
 }
 
 // policies translates those of these documents that authorize somebody.
-func (s guardedPort) policies(from []any, trustDomain string, all linkerd.Authentications) (policies []authz.Policy) {
+func (s guardedPort) policies(from []any, of map[*gatewayRoute][]int, trustDomain string, all linkerd.Authentications) (policies []authz.Policy) {
 	for _, is := range from {
 		var p authz.Policy
 		switch is := is.(type) {
 		case *linkerd.ServerAuthorization:
 			clients, _ := is.Clients(trustDomain)
 			p.Name = s.namespace + "/" + is.Metadata.Name
-			s.authorize(&p, clients)
+			s.authorize(&p, clients, nil)
 		case *linkerd.AuthorizationPolicy:
 			p.Name = s.namespace + "/" + is.Metadata.Name
-			s.authorize(&p, is.Clients(trustDomain, all))
+			r := targeted(is, slices.Collect(maps.Keys(of)))
+			if _, route := is.TargetRoute(); r != nil || route == "" {
+				s.authorize(&p, is.Clients(trustDomain, all), of[r])
+			}
 		}
 		if len(p.Rules) > 0 {
 			policies = append(policies, p)
@@ -121,13 +133,13 @@ func (s guardedPort) policies(from []any, trustDomain string, all linkerd.Authen
 	return policies
 }
 
-// authorize adds a rule for clients to a policy for the server, unless they are nobody.
-func (s guardedPort) authorize(policy *authz.Policy, clients linkerd.Clients) {
+// authorize adds a rule for clients to a policy for the server, or for some of its routes, unless they are nobody.
+func (s guardedPort) authorize(policy *authz.Policy, clients linkerd.Clients, of []int) {
 	from, anybody := clients.Sources()
 	if !anybody {
 		return
 	}
-	rule := authz.Rule{From: from}
+	rule := authz.Rule{From: from, Of: of}
 	if s.is.Spec.HTTP() {
 		rule.To = []authz.Operation{{Methods: []string{"*"}}} // which no raw connection has
 	}
@@ -215,6 +227,7 @@ func (c *compiler) aimless(all linkerd.Authentications) {
 		if name := ap.is.TargetServer(); name != "" && !there(ap.namespace, name) {
 			ap.Warnf("spec.targetRef.name", "has no effect: %s", c.absent("Server", ap.namespace, name))
 		}
+		c.aimlessRoute(ap)
 		for i, is := range ap.is.Required(all) {
 			if is == nil {
 				r := &ap.is.Spec.RequiredAuthenticationRefs[i]

@@ -66,3 +66,33 @@ func TestAlone_LinkerdServersForOnePort(t *testing.T) {
 		t.Error("the older one does not count")
 	}
 }
+
+// A route of a Server that is refused lets nothing through that it would have refused.
+func TestAlone_RoutesOfServers(t *testing.T) {
+	server := object{kind: "Server", name: "web", spec: "{podSelector: {matchLabels: {app: web}}, port: 80, accessPolicy: all-authenticated}"}
+	const kind, to = "HTTPRoute of policy.linkerd.io/v1beta3", "{parentRefs: [{group: policy.linkerd.io, kind: Server, name: web}], rules: "
+	route := object{kind: kind, name: "r", spec: to + "[{matches: [{path: {value: /public}}]}]}"}
+	bad := object{kind: kind, name: "r", spec: to + "[{matches: [{queryParams: [{name: a, value: b}]}]}]}"}
+	const a = "cluster.local/ns/shop/sa/a"
+	f := newFeed(t)
+	asked := func(step string, want bool, path string) {
+		t.Helper()
+		if got := f.asked(path, a); got.Allowed != want {
+			t.Errorf("%s: %s is allowed: %t (%s), want %t\n%v", step, path, got.Allowed, got.Reason, want, f.findings)
+		}
+	}
+	f.yields(server, route)
+	asked("good", true, "/public")
+	asked("good", false, "/")
+	f.yields(server, bad)
+	f.refused("HTTPRoute shop/r: last good")
+	asked("refused", true, "/public")
+	asked("refused", false, "/")
+	f.yields(server)
+	asked("gone", true, "/")
+	f.yields(server, bad)
+	f.refused("HTTPRoute shop/r: denial")
+	asked("refused, and never good", false, "/public")
+	f.yields(server, object{kind: kind, name: "r", spec: to + "null}"})
+	f.says("has no value and counts as absent")
+}

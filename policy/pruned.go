@@ -39,7 +39,8 @@ func (c *compiler) pruned(doc *yamldoc.Document, r *reading) {
 		return
 	}
 	c.shape(written, r)
-	protects := catalog.Protects(r.group, r.kind) || r.group == smi.SpecsGroup // TrafficTargets allow what these describe
+	protects := catalog.Protects(r.group, r.kind) || r.group == smi.SpecsGroup || // TrafficTargets allow what these describe
+		routesServer(written, r)
 	if r.group == consul.Group {
 		protects = catalog.Protects(r.group, doc.Text("kind"))
 	}
@@ -56,7 +57,7 @@ func (c *compiler) pruned(doc *yamldoc.Document, r *reading) {
 		}
 		report(p.Path, dropped, p.Message, lastApplied)
 	}
-	for at := range nulls(written, r.group, r.kind) {
+	for at := range nulls(written, r) {
 		if !doc.Has(at) && doc.Has(yamldoc.Parent(at)) {
 			doc.Warnf(at, dropped, "it has no value", lastApplied)
 		}
@@ -93,9 +94,10 @@ const null = "has no value and counts as absent, as in a cluster: give it one or
 
 // nulls yields the null fields of a document that would restrict something if they had a value. A null "from" lets everybody in, and without
 // "tls" calls may be in plaintext.
-func nulls(d *yamldoc.Document, group, kind string) iter.Seq[string] {
+func nulls(d *yamldoc.Document, r *reading) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		protects := catalog.Protects(group, kind) || group == smi.SpecsGroup
+		group, kind := r.group, r.kind
+		protects := catalog.Protects(group, kind) || group == smi.SpecsGroup || routesServer(d, r)
 		if !protects && kind != "DestinationRule" && kind != "ServiceEntry" {
 			return
 		}

@@ -266,7 +266,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		return r
 	}
 	r.is = c.decode(doc, r)
-	for at := range nulls(doc, r.group, r.kind) {
+	for at := range nulls(doc, r) {
 		doc.Warnf(at, null)
 	}
 	c.pruned(doc, r)
@@ -382,7 +382,7 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		idle = istio.AtGateways(doc, true)
 	case r.kind == "Service":
 		tuned(doc)
-	case r.group == istio.SecurityGroup, r.group == smi.AccessGroup, r.group == linkerd.PolicyGroup && r.kind != "HTTPRoute":
+	case r.group == istio.SecurityGroup, r.group == smi.AccessGroup, r.group == linkerd.PolicyGroup && r.kind != "HTTPRoute", routesServer(doc, r):
 		c.unplaced(doc)
 	}
 	is := blank(r.group, r.kind)

@@ -8,7 +8,8 @@
 //
 // A request that matches a rule of a [Deny] policy is denied. Otherwise it is allowed if there is no [Allow] policy at all, or if
 // it matches a rule of one. Otherwise it is denied. If there are [Intentions], they must allow the request too, after the Deny and
-// before the Allow policies. [Audit] policies only mark requests. Policies with DryRun set are not
+// before the Allow policies. If there are routes, a request must belong to one, and Allow policies may be about the requests of some
+// routes. [Audit] policies only mark requests. Policies with DryRun set are not
 // enforced; [Decision.Shadow] has the decision that they would have led to.
 //
 // # Readings
@@ -89,6 +90,12 @@ type Policy struct {
 
 	// Intentions take the place of Action and Rules. At most one policy may have them.
 	Intentions *Intentions
+
+	// Routes divide the requests, as the routes of a Server of Linkerd do. They are in order of precedence: a request belongs to the
+	// first one that matches it. It is allowed by the Allow rules about all requests and by those about its route, and denied, with
+	// [Decision.NotFound], if it belongs to none. All readings of a request must be allowed, whichever routes they belong to, and
+	// one that allows must match all of them. Routes say nothing of peers. At most one policy, an enforced Allow policy, may have them.
+	Routes []Rule
 }
 
 // Rule matches if one source of From, one operation of To and every condition of When match. An empty list matches everything,
@@ -97,6 +104,10 @@ type Rule struct {
 	From []Source
 	To   []Operation
 	When []Condition
+
+	// Of are the indices of the routes that the rule is about, in an enforced Allow policy; see [Policy].Routes. It is about all
+	// requests and raw TCP connections if there are none.
+	Of []int
 }
 
 // Source describes a peer. It matches if all its fields match. A field matches if one of its values matches; a field that begins
@@ -219,6 +230,9 @@ type Decision struct {
 	// BadRequest says that the path cannot be read, so that the response is 400 rather than 403.
 	BadRequest bool
 
+	// NotFound says that there are routes and none of them matches the request, so that the response is 404 rather than 403.
+	NotFound bool
+
 	// BadToken says that a token of the request was not accepted, so that no policy was asked; Reason is the text of the
 	// [jwt.Error]. An Authorizer never sets it.
 	//
@@ -251,4 +265,6 @@ const (
 	reasonDenied    = "matched a DENY policy"
 	reasonUnmatched = "no ALLOW policy matched"
 	reasonMalformed = "malformed path"
+	reasonUnrouted  = "no route matched"
+	reasonDivided   = "the readings of the request belong to several routes"
 )

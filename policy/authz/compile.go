@@ -20,6 +20,11 @@ func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 	a := &Authorizer{normalization: cfg.Normalization, present: len(policies) > 0}
 	slots := make(map[string]int)
 	for i := range policies {
+		if err := a.addRoutes(&policies[i], slots); err != nil {
+			return nil, fmt.Errorf("authz: policy %s: %w", policies[i].Name, err)
+		}
+	}
+	for i := range policies {
 		p := &policies[i]
 		if p.Name == "" {
 			return nil, fmt.Errorf("authz: policy %d has no name", i)
@@ -42,27 +47,47 @@ func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 			a.enforced = true
 		}
 		for n := range p.Rules {
-			r, err := compileRule(&p.Rules[n], cfg.Normalization)
-			if err == nil && p.Action != Allow {
-				err = neverIn(&p.Rules[n])
-			}
-			if err != nil {
+			if err := a.addRule(p, n, slots); err != nil {
 				return nil, fmt.Errorf("authz: policy %s: rule %d: %w", p.Name, n, err)
-			}
-			r.name = Match{Policy: p.Name, Rule: n}
-			r.every = p.Action == Allow
-			a.escaped = a.escaped || r.escaped()
-			a.hosts = r.prepare(slots) || a.hosts
-			a.http.of(p).add(r)
-			if l4, ok := r.withoutHTTP(); ok {
-				a.l4.of(p).add(l4)
 			}
 		}
 	}
 	a.slots = len(slots)
 	a.http.index()
 	a.l4.index()
+	for i := range a.routes {
+		a.routes[i].allow.index()
+	}
 	return a, nil
+}
+
+// addRule compiles a rule of a policy.
+func (a *Authorizer) addRule(p *Policy, n int, slots map[string]int) error {
+	in := &p.Rules[n]
+	r, err := compileRule(in, a.normalization)
+	if err == nil && p.Action != Allow {
+		err = neverIn(in)
+	}
+	if err != nil {
+		return err
+	}
+	r.name = Match{Policy: p.Name, Rule: n}
+	r.every = p.Action == Allow
+	a.note(r, slots)
+	if len(in.Of) > 0 {
+		return a.allowOf(p, in.Of, r)
+	}
+	a.http.of(p).add(r)
+	if l4, ok := r.withoutHTTP(); ok {
+		a.l4.of(p).add(l4)
+	}
+	return nil
+}
+
+// note notes what the readings of a request must have for a rule.
+func (a *Authorizer) note(r *rule, slots map[string]int) {
+	a.escaped = a.escaped || r.escaped()
+	a.hosts = r.prepare(slots) || a.hosts
 }
 
 // prepare assigns a slot to each header that the rule reads, and reports whether the rule has conditions on hosts.

@@ -9,6 +9,7 @@ var noMatch = Match{Rule: -1}
 type Authorizer struct {
 	http, l4   ruleSet
 	intentions *intentions // nil for none
+	routes     []routed    // empty for none
 
 	hasAllow       bool // there is an enforced Allow policy
 	hasShadow      bool // there are policies with DryRun
@@ -59,6 +60,8 @@ func (a *Authorizer) Decide(r *Request) (d Decision) {
 	case m != noMatch:
 		d.Match, d.Reason = m, reasonDenied
 	case a.intentions != nil && !a.intentions.decide(&q, &d):
+	case len(a.routes) > 0 && !r.L4:
+		a.route(&q, &d)
 	case !a.hasAllow && a.intentions != nil:
 		d.Allowed = true // for the reason that the intentions have
 	case !a.hasAllow:

@@ -74,14 +74,18 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 const (
 	deniedText     = "RBAC: access denied" // Envoy's text
 	badRequestText = "Bad Request"
+	notFoundText   = "Not Found"
 )
 
-// Refuse writes the response to a request that is not allowed: 403 with Envoy's text, or 400 if the path cannot be read. A gRPC
-// call gets the gRPC code that stands for that status. The response does not say why the request was refused.
+// Refuse writes the response to a request that is not allowed: 403 with Envoy's text, 404 if it belongs to no route, or 400 if the path
+// cannot be read. A gRPC call gets the gRPC code that stands for that status. The response does not say why the request was refused.
 func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 	status, text, code := http.StatusForbidden, deniedText, "7" // PERMISSION_DENIED
-	if d.BadRequest {
+	switch {
+	case d.BadRequest:
 		status, text, code = http.StatusBadRequest, badRequestText, "13" // INTERNAL
+	case d.NotFound:
+		status, text, code = http.StatusNotFound, notFoundText, "5" // NOT_FOUND
 	}
 	incoming.Refuse(w, r, status, code, text)
 }

@@ -138,10 +138,11 @@ var sections = []section{
 		text: "Routes the calls to the Services that it is attached to; gateways among its parents are skipped. Linkerd's (`policy.linkerd.io`) are read as well. " +
 			"The rules of all routes of a Service in one namespace are merged, by the precedence of the Gateway API. Those of the caller's namespace take the place of those in the namespace of " +
 			"the Service; routes of other namespaces have no effect. A call that matches no rule gets a 404. " +
+			"A route can also be attached to a Server of Linkerd: it says which requests AuthorizationPolicies of the route are about, and its `hostnames` count. " +
 			"Of Linkerd's annotations, `retry.linkerd.io/http`, `retry.linkerd.io/limit`, `retry.linkerd.io/timeout` and `timeout.linkerd.io/request` are enforced.\n",
 		probes: []probe{
 			{`parentRefs: [{kind: Service, name: a}]`, "%s", "parentRefs[0].group", false},
-			{`parentRefs: [{group: policy.linkerd.io, kind: Server, name: a}]`, "%s", "parentRefs[0]", false},
+			{`parentRefs: [{group: policy.linkerd.io, kind: Server, name: a, port: 80}]`, "%s", "port", false},
 			{`parentRefs: [{group: '', kind: Service, name: a, sectionName: http}]`, "%s", "sectionName", false},
 			{`backendRefs: [{group: multicluster.x-k8s.io, kind: ServiceImport, name: b, port: 80}]`, inHTTPRoute, "kind", false},
 			{`backendRefs: []`, inHTTPRoute, "backendRefs", false},
@@ -294,11 +295,11 @@ var sections = []section{
 	},
 	{
 		apiVersion: "policy.linkerd.io/v1alpha1", kind: "AuthorizationPolicy", title: "AuthorizationPolicy of Linkerd", of: reflect.TypeFor[linkerd.AuthorizationPolicy](),
-		text: "Authorizes clients of one Server, or of all Servers of its namespace, that have all required authentications. If one of these is not there, nobody is authorized.\n",
+		text: "Authorizes clients of one Server, of all Servers of its namespace, or of the requests that belong to a route of Servers, that have all required authentications. If one of these is not there, nobody is authorized.\n",
 		probes: []probe{
 			{`requiredAuthenticationRefs: []`, "targetRef: {kind: Namespace, name: default}, %s", "requiredAuthenticationRefs", false},
 			{`{kind: Namespace, name: shop}`, "requiredAuthenticationRefs: [{kind: ServiceAccount, name: a}], targetRef: %s", "targetRef.name", false},
-			{`{group: policy.linkerd.io, kind: HTTPRoute, name: a}`, "requiredAuthenticationRefs: [{kind: ServiceAccount, name: a}], targetRef: %s", "targetRef", false},
+			{`{group: policy.linkerd.io, kind: GRPCRoute, name: a}`, "requiredAuthenticationRefs: [{kind: ServiceAccount, name: a}], targetRef: %s", "targetRef", false},
 			{`{kind: ServiceAccount, name: a}, {kind: ServiceAccount, name: b}`, "targetRef: {kind: Namespace, name: default}, requiredAuthenticationRefs: [%s]", "requiredAuthenticationRefs[1]", false},
 			{`{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: a}`, "targetRef: {kind: Namespace, name: default}, requiredAuthenticationRefs: [%s]", "requiredAuthenticationRefs[0]", false},
 		},

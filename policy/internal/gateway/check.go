@@ -25,12 +25,15 @@ const (
 // check reports problems of a document.
 type check struct {
 	*yamldoc.Document
-	grpc bool // the document routes calls of gRPC alone
+	grpc    bool // the document routes calls of gRPC alone
+	inbound bool // it is attached to a Server
+	only    bool // to nothing else in the mesh
 }
 
 // Check implements [Document].
 func (r *HTTPRoute) Check(doc *yamldoc.Document) {
-	c := check{Document: doc}
+	servers := len(r.Servers()) > 0
+	c := check{doc, false, servers, servers && len(r.Parents()) == 0}
 	c.document(&r.Object, &r.Spec.RouteSpec, len(r.Spec.Rules))
 	names, total := make(map[string]int), 0
 	for i := range r.Spec.Rules {
@@ -42,6 +45,7 @@ func (r *HTTPRoute) Check(doc *yamldoc.Document) {
 			c.httpMatch(&rule.Matches[j], yamldoc.Index(at+".matches", j))
 		}
 		c.action(rule, groupOf(&r.Object), at)
+		c.atServer(rule, at)
 		c.timeouts(rule.Timeouts, at+".timeouts")
 		c.retry(rule.Retry, at+".retry")
 		if rule.Retry != nil && r.Metadata.Annotations[retryHTTP] != "" {
@@ -53,7 +57,8 @@ func (r *HTTPRoute) Check(doc *yamldoc.Document) {
 
 // Check implements [Document].
 func (r *GRPCRoute) Check(doc *yamldoc.Document) {
-	c := check{doc, true}
+	servers := len(r.Servers()) > 0
+	c := check{doc, true, servers, servers && len(r.Parents()) == 0}
 	c.document(&r.Object, &r.Spec.RouteSpec, len(r.Spec.Rules))
 	names, total := make(map[string]int), 0
 	for i := range r.Spec.Rules {
@@ -64,9 +69,16 @@ func (r *GRPCRoute) Check(doc *yamldoc.Document) {
 		for j := range rule.Matches {
 			m, at := &rule.Matches[j], yamldoc.Index(at+".matches", j)
 			c.method(m.Method, at+".method")
+			if c.inbound && m.Method != nil && m.Method.Type == "RegularExpression" {
+				c.Errorf(at+".method.type", "is not enforced on requests to a Server, nor by Linkerd: write one match of type Exact for each method")
+			}
 			c.values(m.Headers, at+".headers", true)
 		}
 		c.action(rule.http(), groupOf(&r.Object), at)
+		c.atServer(rule.http(), at)
+	}
+	if c.inbound && len(r.Spec.Rules) == 0 {
+		c.Errorf("spec.rules", "missing: without rules, no request to the Server belongs to the route: write rules; one without matches is about all requests")
 	}
 	c.most("spec.rules", total, maxTotal)
 }
@@ -80,17 +92,21 @@ func (c check) document(object *yamldoc.Object, spec *RouteSpec, rules int) {
 	if len(spec.ParentRefs) == 0 {
 		c.Warnf("spec.parentRefs", "missing: the route is attached to nothing and has no effect")
 	}
-	annotated(object, func(key, format string, args ...any) {
+	said := annotated(object, func(key, format string, args ...any) {
 		c.Errorf(yamldoc.Key("metadata.annotations", key), format, args...)
 	})
+	if c.only && said != (settings{}) {
+		c.Warnf("metadata.annotations", "those for retries and timeouts have no effect: "+unsentAtServer)
+	}
+	c.hostnames(spec.Hostnames)
 	seen := make(map[Parent]int)
 	for i := range spec.ParentRefs {
 		p, at := &spec.ParentRefs[i], yamldoc.Index("spec.parentRefs", i)
-		c.parent(p, group, at)
-		if !p.atService() && !p.atEntry() {
+		c.parent(p, group, object.Namespace(), at)
+		if !p.atMesh(group) && !p.atServer(group) {
 			continue
 		}
-		to := p.parent(object.Namespace(), 0)
+		to := p.parent(object, 0)
 		if first, twice := seen[to]; twice {
 			c.Errorf(at, "is the same as spec.parentRefs[%d]: remove one", first)
 		}
@@ -98,7 +114,7 @@ func (c check) document(object *yamldoc.Object, spec *RouteSpec, rules int) {
 	}
 }
 
-func (c check) parent(p *ParentReference, own, at string) {
+func (c check) parent(p *ParentReference, own, namespace, at string) {
 	group, kind := p.of(own)
 	switch {
 	case IsGateway(group, kind):
@@ -119,8 +135,9 @@ func (c check) parent(p *ParentReference, own, at string) {
 		if p.SectionName != "" {
 			c.Errorf(at+".sectionName", "a port of a ServiceEntry is not found by its name: write port")
 		}
-	case kind == "Server" && group == LinkerdGroup:
-		c.Errorf(at, "routes of a Server are not enforced: write an AuthorizationPolicy of security.istio.io with the paths and methods")
+	case p.atServer(own):
+		c.server(p, namespace, at)
+		return
 	default:
 		c.Errorf(at, `a route cannot be attached to %s of %q here: write group: "", kind: Service`, kind, group)
 	}
@@ -278,7 +295,7 @@ func (c check) action(rule *HTTPRouteRule, group, at string) {
 			}
 		}
 	}
-	if redirect == nil && rule.weight() == 0 && !rule.toParent(group) {
+	if redirect == nil && rule.weight() == 0 && !rule.toParent(group) && !c.only {
 		c.Warnf(at+".backendRefs", "no backend gets requests, so that they fail: name the Service itself if it is meant")
 	}
 }

@@ -1,4 +1,4 @@
-// Package gateway reads the routes of the Gateway API that are attached to services (GAMMA). It declares their fields, validates them as the
+// Package gateway reads the routes of the Gateway API that are attached to services (GAMMA) or to Servers of Linkerd. It declares their fields, validates them as the
 // Kubernetes schema of the API (v1.5) does, and translates them into the settings of the layers of this library.
 //
 // HTTPRoutes of Linkerd (policy.linkerd.io) are an older copy of those of the Gateway API.
@@ -21,8 +21,14 @@ type Document interface {
 	// Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 	Check(*yamldoc.Document)
 
-	// Parents returns what the document is attached to in the mesh, without gateways.
+	// Parents returns the Services and ServiceEntries that the document is attached to.
 	Parents() []Parent
+
+	// Servers returns the Servers of Linkerd that the document is attached to.
+	Servers() []Parent
+
+	// Inbound translates the document, which must have passed Check, for the Servers that it is attached to.
+	Inbound() []Inbound
 
 	// Routes translates the document, which must have passed Check. Services have names in the domain of the cluster.
 	Routes(domain string) []Route
@@ -46,7 +52,7 @@ type GRPCRoute struct {
 type RouteSpec struct {
 	ParentRefs         []ParentReference `yaml:"parentRefs"`
 	UseDefaultGateways string            `yaml:"useDefaultGateways" mesh:"meaningless: gateways do not exist in-process"`
-	Hostnames          []string          `yaml:"hostnames" mesh:"meaningless: hostnames are for gateways: a route of a Service applies to all calls to the Service, whatever Host they have"`
+	Hostnames          []string          `yaml:"hostnames"`
 }
 
 // HTTPRouteSpec is the spec of an [HTTPRoute].

@@ -10,7 +10,8 @@ import (
 
 // Parent is what a route is attached to.
 type Parent struct {
-	Entry           bool // a ServiceEntry of Istio; otherwise a Service
+	Entry           bool // a ServiceEntry of Istio
+	Server          bool // a Server of Linkerd; otherwise, if it is no ServiceEntry, a Service
 	Namespace, Name string
 	Port            int    // 0 means all ports, unless Section is set
 	Section         string // the name of a port
@@ -54,9 +55,19 @@ func (p *ParentReference) atEntry() bool {
 	return kind == "ServiceEntry" && group == istio.Group
 }
 
-// parent returns what is meant by a reference in a document of a namespace.
-func (p *ParentReference) parent(namespace string, index int) Parent {
-	to := Parent{Entry: p.atEntry(), Namespace: cmp.Or(p.Namespace, namespace), Name: p.Name, Section: p.SectionName, Index: index}
+// atServer reports whether a route is attached to a Server of Linkerd. Case does not matter.
+func (p *ParentReference) atServer(own string) bool {
+	group, kind := p.of(own)
+	return strings.EqualFold(kind, "Server") && strings.EqualFold(group, LinkerdGroup)
+}
+
+// atMesh reports whether a route is attached to a Service or a ServiceEntry.
+func (p *ParentReference) atMesh(string) bool { return p.atService() || p.atEntry() }
+
+// parent returns what is meant by a reference in a document.
+func (p *ParentReference) parent(object *yamldoc.Object, index int) Parent {
+	to := Parent{Entry: p.atEntry(), Namespace: cmp.Or(p.Namespace, object.Namespace()), Name: p.Name, Section: p.SectionName, Index: index}
+	to.Server = p.atServer(groupOf(object))
 	if p.Port != nil {
 		to.Port = int(*p.Port)
 	}
@@ -64,15 +75,22 @@ func (p *ParentReference) parent(namespace string, index int) Parent {
 }
 
 // Parents implements [Document].
-func (r *HTTPRoute) Parents() []Parent { return r.Spec.parents(r.Namespace()) }
+func (r *HTTPRoute) Parents() []Parent { return r.Spec.parents(&r.Object, (*ParentReference).atMesh) }
 
 // Parents implements [Document].
-func (r *GRPCRoute) Parents() []Parent { return r.Spec.parents(r.Namespace()) }
+func (r *GRPCRoute) Parents() []Parent { return r.Spec.parents(&r.Object, (*ParentReference).atMesh) }
 
-func (s *RouteSpec) parents(namespace string) (parents []Parent) {
+// Servers implements [Document].
+func (r *HTTPRoute) Servers() []Parent { return r.Spec.parents(&r.Object, (*ParentReference).atServer) }
+
+// Servers implements [Document].
+func (r *GRPCRoute) Servers() []Parent { return r.Spec.parents(&r.Object, (*ParentReference).atServer) }
+
+// parents returns what is meant by the references for which is returns true.
+func (s *RouteSpec) parents(object *yamldoc.Object, is func(p *ParentReference, own string) bool) (parents []Parent) {
 	for i := range s.ParentRefs {
-		if p := &s.ParentRefs[i]; p.atService() || p.atEntry() {
-			parents = append(parents, p.parent(namespace, i))
+		if p := &s.ParentRefs[i]; is(p, groupOf(object)) {
+			parents = append(parents, p.parent(object, i))
 		}
 	}
 	return parents

@@ -167,6 +167,20 @@ func (ap *AuthorizationPolicy) TargetServer() string {
 	return ""
 }
 
+// TargetsRoute reports whether the policy is about a route of its namespace.
+func (ap *AuthorizationPolicy) TargetsRoute(group, kind, name string) bool {
+	t := &ap.Spec.TargetRef
+	return isKind(t.Group, t.Kind, group, kind) && t.Name == name
+}
+
+// TargetRoute returns the kind and the name of the route that the policy is about; "" if it is not about a route.
+func (ap *AuthorizationPolicy) TargetRoute() (kind, name string) {
+	if t := &ap.Spec.TargetRef; t.ofRoute() {
+		return t.Kind, t.Name
+	}
+	return "", ""
+}
+
 // Stranger is an identity, in its place in a list, that no client has here, and why.
 type Stranger struct {
 	Index int

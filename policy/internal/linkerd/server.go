@@ -52,6 +52,18 @@ func (s *ServerSpec) HTTP() bool {
 	return slices.Contains([]string{"HTTP/1", "HTTP/2", "gRPC"}, s.ProxyProtocol)
 }
 
+// Routed returns the kind of routes that divide the requests at the port; "" if none do. Linkerd's proxies read routes of one kind, by the
+// protocol that they expect.
+func (s *ServerSpec) Routed() string {
+	switch s.ProxyProtocol {
+	case "gRPC":
+		return "GRPCRoute"
+	case "opaque", "TLS":
+		return ""
+	}
+	return "HTTPRoute"
+}
+
 // Selects reports whether the server is a port of workloads with these labels in its namespace.
 func (s *ServerSpec) Selects(labels map[string]string) bool {
 	if s.PodSelector != nil {

@@ -113,10 +113,10 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 		if t.Name != ap.Namespace() {
 			doc.Errorf("spec.targetRef.name", "is another namespace than that of the document, %s: write that, or move the document", ap.Namespace())
 		}
-	case isKind(t.Group, t.Kind, PolicyGroup, "HTTPRoute"), isKind(t.Group, t.Kind, gatewayGroup, "HTTPRoute"), isKind(t.Group, t.Kind, gatewayGroup, "GRPCRoute"):
-		doc.Errorf("spec.targetRef", "is not enforced yet: a policy of a route; write one for the Server, or an AuthorizationPolicy of security.istio.io with paths")
+	case t.ofRoute():
 	default:
-		doc.Errorf("spec.targetRef", "is neither a Server of %s nor a Namespace of core: correct group and kind", PolicyGroup)
+		doc.Errorf("spec.targetRef", "is neither a Server of %s, nor an HTTPRoute of it or of %s, nor a GRPCRoute of the latter, nor a Namespace of core: "+
+			"correct group and kind", PolicyGroup, gatewayGroup)
 	}
 	if of := ap.Spec.TargetRef.Namespace; of != "" && of != ap.Namespace() {
 		doc.Errorf("spec.targetRef.namespace", "is another namespace than that of the document, %s, and a policy is about its own only: remove it or move the document", ap.Namespace())
@@ -173,6 +173,11 @@ func (a *NetworkAuthentication) Check(doc *yamldoc.Document) {
 		doc.Errorf("spec.networks", "is empty: name a network")
 	}
 	checkNetworks(doc, a.Spec.Networks, "spec.networks")
+}
+
+// ofRoute reports whether the policy is about a route.
+func (t *TargetRef) ofRoute() bool {
+	return isKind(t.Group, t.Kind, PolicyGroup, "HTTPRoute") || isKind(t.Group, t.Kind, gatewayGroup, "HTTPRoute") || isKind(t.Group, t.Kind, gatewayGroup, "GRPCRoute")
 }
 
 const gatewayGroup = "gateway.networking.k8s.io"
