@@ -113,7 +113,7 @@ type Plan struct {
 	rules   map[string]*hostMap[rules]     // the DestinationRules of each namespace
 	ports   hostMap[served]                // the ports of the cluster's services, by their full names
 	budgets map[string]*retry.BudgetConfig // by host
-	places  map[any]place                  // the places of splits, profiles and routes of the Gateway API, by their content
+	places  map[any]place                  // the places of splits and profiles, by their content
 
 	attached table[attachment, attached] // the routes of the Gateway API, with their places
 
