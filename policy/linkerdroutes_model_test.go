@@ -26,13 +26,16 @@ type modelRoute struct {
 	rules             [][]modelMatch
 }
 
-type modelMatch struct{ kind, path, method, header string }
+type modelMatch struct{ kind, path, method, header string } // the zero value is a rule of a GRPCRoute without matches, for all requests
 
 // matched is what a match has of a request, the most important first.
 type matched [6]int
 
 func (m modelMatch) of(grpc bool, method, at, header string) (matched, bool) {
 	var got matched
+	if m == (modelMatch{}) {
+		return got, true
+	}
 	switch rest, below := strings.CutPrefix(at, strings.TrimSuffix(m.path, "/")); m.kind {
 	case "Exact":
 		got[2], got[3] = 2, len(m.path)
@@ -104,6 +107,9 @@ func (r *modelRoute) document() string {
 	for _, rule := range r.rules {
 		var matches []string
 		for _, m := range rule {
+			if m == (modelMatch{}) {
+				continue
+			}
 			header := ""
 			if m.header != "" {
 				header = fmt.Sprintf(", headers: [{name: x-of, value: %q}]", m.header)
@@ -160,6 +166,9 @@ func randomRoutes(r *rand.Rand, kind string) (routes []modelRoute) {
 				}
 				m.header = pick(r, "", "", "", "x", "y*")
 				rule = append(rule, m)
+			}
+			if kind == "GRPCRoute" && r.IntN(4) == 0 {
+				rule = make([]modelMatch, 1)
 			}
 			one.rules = append(one.rules, rule)
 		}

@@ -46,6 +46,7 @@ func (r *GRPCRoute) Inbound() []Inbound {
 	routes := r.Routes("")
 	for i := range routes {
 		if routes[i].Match < 0 {
+			routes[i].Matches = make([]route.Match, 1)
 			continue
 		}
 		for j := range routes[i].Matches {
