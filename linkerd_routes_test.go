@@ -95,6 +95,9 @@ func TestLinkerd_RoutesOfServers(t *testing.T) {
 		{name: "a header that nobody without an identity may assert", documents: server + serverRoute(linkerdsOwn, "a", "{matches: [{headers: [{name: x-envoy-of, value: a}]}]}") + policyOf("a", ""),
 			asked: []asked{{"/", "200 200 404"}}, header: []string{"X-Envoy-Of", "a"}},
 		{name: "hosts", documents: server + strings.Replace(serverRoute(linkerdsOwn, "a", all), "rules", "hostnames: ['*.example.com'], rules", 1) + policyOf("a", ""), asked: []asked{{"/", anybody}}, header: []string{"Host", "a.example.com:80"}},
+		{name: "a host with what is no port", documents: server + strings.Replace(serverRoute(linkerdsOwn, "a", all), "rules", "hostnames: [a.example.com], rules", 1) + policyOf("a", "order-service") +
+			strings.Replace(serverRoute(linkerdsOwn, "b", all), "rules", "hostnames: ['*.example.org'], rules", 1) + serverRoute(linkerdsOwn, "c", all) + policyOf("b", "") + policyOf("c", ""),
+			asked: []asked{{"/", orders}}, header: []string{"Host", "a.example.com:x.example.org"}},
 		{name: "other hosts", documents: server + strings.Replace(serverRoute(linkerdsOwn, "a", all), "rules", "hostnames: ['*.example.com'], rules", 1) + policyOf("a", ""), asked: []asked{{"/", notFound}}},
 		{name: "a route of another Server", documents: server + strings.Replace(serverRoute(linkerdsOwn, "r", public), "name: payment}", "name: other}", 1) + policyOf("payment", ""), asked: []asked{{"/public", anybody}, {"/", anybody}}},
 		{name: "a Server for gRPC", documents: serverOf(l.port, ", proxyProtocol: gRPC") + serverRoute(linkerdsOwn, "r", public) + policyOf("payment", ""), asked: []asked{{"/public", anybody}, {"/", anybody}}},

@@ -18,13 +18,14 @@ type Inbound struct {
 
 	At string // the path of the match in the document, or that of the rule if it has none
 
-	host rank // the precedence of the hostname, whose fields kind and length are set
+	host int // the length of the hostname, without its star
 	rank rank
 }
 
-// CompareInbound is [Compare] for routes of Servers. A more specific hostname comes before everything else, as in Linkerd.
+// CompareInbound is [Compare] for routes of Servers. A more specific hostname comes before everything else, as in Linkerd. Of those that match
+// one host, that is the longer one: what a star stands for is not empty.
 func CompareInbound(a, b *Inbound) int {
-	return cmp.Or(b.host.kind-a.host.kind, b.host.length-a.host.length, Compare(&Route{rank: a.rank}, &Route{rank: b.rank}))
+	return cmp.Or(b.host-a.host, Compare(&Route{rank: a.rank}, &Route{rank: b.rank}))
 }
 
 // Inbound implements [Document].
@@ -77,12 +78,13 @@ func inbound(routes []Route, hostnames []string) (all []Inbound) {
 		for _, name := range hostnames {
 			of := one
 			suffix, star := strings.CutPrefix(name, "*")
-			of.host = rank{kind: 2, length: len(suffix)}
+			of.host = len(suffix)
 			pattern := regexp.QuoteMeta(suffix)
 			if star {
-				of.host.kind, pattern = 1, ".+"+pattern
+				pattern = "[^:]+" + pattern
 			}
-			of.When = append(slices.Clone(one.When), authz.Condition{Key: "request.headers[:authority]", Regexes: []string{"(?i)" + pattern + `\.?(?::[0-9]*)?`}})
+			pattern = "(?i)" + pattern + `\.?(?::.*)?` // net/http takes anything for a port, and handlers cut it off
+			of.When = append(slices.Clone(one.When), authz.Condition{Key: "request.headers[:authority]", Regexes: []string{pattern}})
 			all = append(all, of)
 		}
 		if len(hostnames) == 0 {
