@@ -158,7 +158,7 @@ type Operation struct {
 	Paths, NotPaths []string
 
 	// PathRegexes are regular expressions for Paths: a path matches if one of them matches all of it, or one of Paths does. They are
-	// compared to each reading of a path as it is.
+	// compared to each reading of a path as it is. An escape that no reading has, such as %c3 or %61, is an error.
 	PathRegexes []string
 
 	// Ports are compared to the port at which the request arrived.

@@ -187,7 +187,7 @@ func compileOperation(in *Operation, mode Normalization) (operation, error) {
 		compileTexts("hosts", in.Hosts, in.NotHosts, hostPattern, &out.hosts),
 		compileTexts("methods", in.Methods, in.NotMethods, methodPattern, &out.methods),
 		compileTexts("paths", in.Paths, in.NotPaths, pathPattern(mode), &out.paths),
-		addRegexes("pathRegexes", in.PathRegexes, &out.paths),
+		addRegexes("pathRegexes", in.PathRegexes, pathRegexPattern, &out.paths),
 	)
 	if err == nil && out.empty() {
 		err = fmt.Errorf("the operation is empty")
@@ -279,12 +279,12 @@ func compileHeader(in *Condition, name string) (condition, error) {
 	out.utf8 = len(in.Regexes) > 0
 	return out, firstError(
 		compileTexts(in.Key, in.Values, in.NotValues, parse, &out.texts),
-		addRegexes(in.Key, in.Regexes, &out.texts),
+		addRegexes(in.Key, in.Regexes, regexPattern, &out.texts),
 	)
 }
 
 // addRegexes adds regular expressions to the values of a field.
-func addRegexes(field string, regexes []string, to *texts) error {
+func addRegexes(field string, regexes []string, parse func(string) (pattern, error), to *texts) error {
 	if len(regexes) == 0 {
 		return nil
 	}
@@ -293,7 +293,7 @@ func addRegexes(field string, regexes []string, to *texts) error {
 		if v == "" {
 			return fmt.Errorf("%s: an empty value", field)
 		}
-		p, err := regexPattern(v)
+		p, err := parse(v)
 		if err != nil {
 			return fmt.Errorf("%s: %q: %w", field, v, err)
 		}

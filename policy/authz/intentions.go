@@ -43,7 +43,7 @@ type Intention struct {
 type Permission struct {
 	Allow bool
 
-	// PathExact, PathPrefix and PathRegex are compared to the path without its query, a regular expression to all of it. At
+	// PathExact, PathPrefix and PathRegex are compared to the path without its query, a regular expression to all of it as in [Operation]. At
 	// most one is set.
 	PathExact, PathPrefix, PathRegex string
 
@@ -268,7 +268,7 @@ func (p *Permission) path(mode Normalization) (out pattern, set bool, err error)
 		case set:
 			return out, true, errors.New("at most one of pathExact, pathPrefix and pathRegex is set")
 		case v.kind == regex:
-			out, err = regexPattern(v.value)
+			out, err = pathRegexPattern(v.value)
 		default:
 			out = pattern{kind: v.kind, text: decodeNone.apply(v.value), decoded: decodeEvery.apply(v.value)}
 			err = checkPath(out, mode)
@@ -288,6 +288,14 @@ func regexPattern(v string) (pattern, error) {
 	}
 	re, err := regexp.Compile(`\A(?s:` + v + `)\z`)
 	return pattern{kind: regex, text: v, decoded: v, re: re}, err
+}
+
+// pathRegexPattern is regexPattern for paths. Escapes that no reading of a path has would never match.
+func pathRegexPattern(v string) (pattern, error) {
+	if normal := decodeNone.apply(v); normal != v {
+		return pattern{}, fmt.Errorf("the escapes of paths are in upper case, and characters that need none are not escaped: write %s", normal)
+	}
+	return regexPattern(v)
 }
 
 func (h *HeaderMatch) compile() (condition, error) {

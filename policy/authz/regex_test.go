@@ -60,3 +60,17 @@ func TestRegexes(t *testing.T) {
 		t.Errorf("a raw connection: allowed %v, denied %v", allowed, denied)
 	}
 }
+
+// Escapes that no reading has would make a rule that denies nothing.
+func TestRegexes_Escapes(t *testing.T) {
+	for expr, valid := range map[string]bool{"/a%20b": true, "/%C3%A9": true, "/100%": true, "/%c3%a9": false, "/%61": false, "/%7E.*": false} {
+		rule := authz.Rule{To: []authz.Operation{{PathRegexes: []string{expr}}}}
+		if _, err := authz.Compile([]authz.Policy{{Name: "a", Action: authz.Deny, Rules: []authz.Rule{rule}}}, authz.Config{}); (err == nil) != valid {
+			t.Errorf("%s: %v", expr, err)
+		}
+		permission := authz.Permission{PathRegex: expr}
+		if err := permission.Check(authz.Config{}); (err == nil) != valid {
+			t.Errorf("a permission for %s: %v", expr, err)
+		}
+	}
+}
