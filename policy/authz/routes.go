@@ -70,26 +70,30 @@ func (a *Authorizer) route(q *query, d *Decision) {
 func (a *Authorizer) routeAsGET(q *query, d *Decision) { a.routeAs(q.asGET(), d) }
 
 // routeAs is route for a request under one of its methods. The routes that match some reading are asked until one matches them all: each reading
-// belongs to one of those. So the request is denied if any of them does not allow it.
+// belongs to one of those. So the request is denied if any of them does not allow it. The decision names the rule about all
+// requests if it takes that one to allow some reading.
 func (a *Authorizer) routeAs(q *query, d *Decision) {
 	d.Allowed, d.Match, d.NotFound, d.Reason = false, noMatch, true, reasonUnrouted
-	always := a.http.allow.first(q)
+	always, match := a.http.allow.first(q), noMatch
 	for i := range a.routes {
 		r := &a.routes[i]
 		if !r.any.match(q) {
 			continue
 		}
 		d.NotFound, d.Reason = false, reasonDivided
-		by := always
+		by := r.allow.first(q)
 		if by == noMatch {
-			by = r.allow.first(q)
+			by = always
 		}
-		if by == noMatch {
+		switch {
+		case by == noMatch:
 			d.Reason = reasonUnmatched
 			return
+		case match == noMatch || by == always:
+			match = by
 		}
 		if r.every.match(q) {
-			d.Allowed, d.Match, d.Reason = true, by, reasonAllowed
+			d.Allowed, d.Match, d.Reason = true, match, reasonAllowed
 			return
 		}
 	}

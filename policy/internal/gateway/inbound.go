@@ -107,7 +107,7 @@ func operation(m *route.Match) authz.Operation {
 		out.Paths = []string{path + "*"}
 	case m.URI.Kind == route.Any:
 	case strings.HasSuffix(path, "*"): // which would not be compared literally
-		out.PathRegexes = []string{regexp.QuoteMeta(path)}
+		out.Paths, out.PathRegexes = []string{strings.TrimSuffix(path, "*") + "%2A"}, []string{regexp.QuoteMeta(path)}
 	default:
 		out.Paths = []string{path}
 	}
