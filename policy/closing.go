@@ -181,7 +181,11 @@ func routesServer(d *yamldoc.Document, r *reading) bool {
 	}
 	for i := range d.Len("spec.parentRefs") {
 		at := yamldoc.Index("spec.parentRefs", i)
-		if !clear(at) || strings.EqualFold(d.Text(at+".kind"), "Server") {
+		group, kind := d.Text(at+".group"), d.Text(at+".kind")
+		if !d.Has(at + ".group") {
+			group = r.group
+		}
+		if !clear(at) || strings.EqualFold(kind, "Server") || strings.EqualFold(group, linkerd.PolicyGroup) && kind != "Service" {
 			return true
 		}
 	}

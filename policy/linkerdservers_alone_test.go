@@ -93,6 +93,12 @@ func TestAlone_RoutesOfServers(t *testing.T) {
 	f.yields(server, bad)
 	f.refused("HTTPRoute shop/r: denial")
 	asked("refused, and never good", false, "/public")
+	for _, wrong := range []string{"{group: policy.linkerd.io, name: web}", "{kind: Sever, name: web}", "{group: gateway.networking.k8s.io, kind: Server, name: web}"} {
+		f.yields(server, object{kind: kind, name: "r", spec: "{parentRefs: [" + wrong + "], rules: []}"})
+		f.refused("HTTPRoute shop/r: denial")
+	}
+	f.yields(server, object{kind: kind, name: "r", spec: "{parentRefs: [{kind: Service, name: web}], rules: []}"})
+	f.refused("HTTPRoute shop/r: nothing")
 	f.yields(server, object{kind: kind, name: "r", spec: to + "null}"})
 	f.says("has no value and counts as absent")
 }

@@ -108,12 +108,12 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 	ap.Metadata.Check(doc)
 	const at = "spec.requiredAuthenticationRefs"
 	switch t := &ap.Spec.TargetRef; {
-	case isKind(t.Group, t.Kind, PolicyGroup, "Server"):
+	case isKind(t.Group, t.Kind, PolicyGroup, "Server"), t.ofRoute():
+		checkNames(doc, t.Name, "", "spec.targetRef")
 	case isKind(t.Group, t.Kind, "", "Namespace"):
 		if t.Name != ap.Namespace() {
 			doc.Errorf("spec.targetRef.name", "is another namespace than that of the document, %s: write that, or move the document", ap.Namespace())
 		}
-	case t.ofRoute():
 	default:
 		doc.Errorf("spec.targetRef", "is neither a Server of %s, nor an HTTPRoute of it or of %s, nor a GRPCRoute of the latter, nor a Namespace of core: "+
 			"correct group and kind", PolicyGroup, gatewayGroup)

@@ -80,6 +80,8 @@ func TestCheck_Servers(t *testing.T) {
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: {group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}, requiredAuthenticationRefs: [" + mtls + "]}", ""},
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: {group: gateway.networking.k8s.io, kind: GRPCRoute, name: r}, requiredAuthenticationRefs: [" + mtls + "]}", ""},
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: {group: policy.linkerd.io, kind: GRPCRoute, name: r}, requiredAuthenticationRefs: [" + mtls + "]}", "error spec.targetRef"},
+		{"AuthorizationPolicy", "v1alpha1", "{targetRef: {group: policy.linkerd.io, kind: HTTPRoute, name: ''}, requiredAuthenticationRefs: [" + mtls + "]}", "error spec.targetRef.name"},
+		{"AuthorizationPolicy", "v1alpha1", "{targetRef: {group: policy.linkerd.io, kind: Server, name: A}, requiredAuthenticationRefs: [" + mtls + "]}", "error spec.targetRef.name"},
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: " + server + "}", "error spec.requiredAuthenticationRefs"},
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: " + server + ", requiredAuthenticationRefs: null}", "error spec.requiredAuthenticationRefs"},
 		{"AuthorizationPolicy", "v1alpha1", "{targetRef: {kind: Server, name: s}, requiredAuthenticationRefs: [" + mtls + "]}", "error spec.targetRef"},
