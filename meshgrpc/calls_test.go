@@ -349,7 +349,10 @@ spec: {hosts: [moved], http: [{redirect: {uri: /elsewhere}}]}
 func TestLocalErrors(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
-	echo := serve(t, echoStreams)
+	echo := serve(t, &grpctest.Service{Unary: grpctest.Echo, Bidi: func(stream grpctest.BidiServer) error {
+		<-stream.Context().Done() // an answer would race with the error
+		return nil
+	}})
 	registry.Set("echo", echo)
 	m := meshtest.New(t, threeTries+strings.Replace(ejecting, "maxEjectionPercent: 50", "maxEjectionPercent: 100", 1),
 		mesh.WithDiscovery(&registry), mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 2}}))
