@@ -14,7 +14,10 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-var recompileRounds = flag.Int("recompile-rounds", 25, "how many sequences of reloads TestRecompile_IsCompile makes")
+var (
+	recompileRounds = flag.Int("recompile-rounds", 25, "how many sequences of reloads TestRecompile_IsCompile makes")
+	recompileSeed   = flag.Uint64("recompile-seed", 0, "the seed of the first sequence")
+)
 
 // stored is a document of a random set: one variant of its kind, in a namespace, of a name.
 type stored struct {
@@ -293,6 +296,7 @@ func written(rng *rand.Rand, docs []stored) []Source {
 func TestRecompile_IsCompile(t *testing.T) {
 	accepted, refused := 0, 0
 	for seed := range uint64(*recompileRounds) {
+		seed += *recompileSeed
 		a, r := reloads(t, seed)
 		accepted, refused = accepted+a, refused+r
 		if t.Failed() {
@@ -309,6 +313,7 @@ func TestRecompile_IsCompile(t *testing.T) {
 func TestRecompile_AloneIsCompile(t *testing.T) {
 	accepted, refused := 0, 0
 	for seed := range uint64(*recompileRounds) {
+		seed += *recompileSeed
 		rng := rand.New(rand.NewPCG(seed, 2))
 		w := workloads[rng.IntN(len(workloads))]
 		var docs []stored
