@@ -189,6 +189,26 @@ func TestGatewayRoutes(t *testing.T) {
 	}
 }
 
+// TestGatewayRoutes_Parent: the requests of a rule without backends go to the Service itself if the route is written for Linkerd, as in the examples of
+// its documentation.
+func TestGatewayRoutes_Parent(t *testing.T) {
+	const rules = "  - {matches: [{path: {value: /none}}]}\n  - {matches: [{path: {value: /zero}}], backendRefs: [{name: echo-v1, port: 80, weight: 0}]}\n"
+	for _, tt := range []struct{ name, old, new, want string }{
+		{"a route of the Gateway API", "", "", "500"},
+		{"another annotation", "name: echo}\nspec", "name: echo, annotations: {app.linkerd.io/a: b}}\nspec", "500"},
+		{"of Linkerd's own group", "gateway.networking.k8s.io/v1", "policy.linkerd.io/v1beta3", "echo /none"},
+		{"retries of Linkerd", "name: echo}\nspec", "name: echo, annotations: {retry.linkerd.io/http: 5xx}}\nspec", "echo /none"},
+		{"a timeout of Linkerd", "name: echo}\nspec", "name: echo, annotations: {timeout.linkerd.io/request: 2s}}\nspec", "echo /none"},
+		{"Linkerd's name of the group of Services", `group: ""`, "group: core", "echo /none"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newMesh(t, strings.Replace(httpRoute(rules), tt.old, tt.new, 1), mesh.WithDiscovery(echoes(t))).Client()
+			routing{"/none", "", tt.want}.check(t, c)
+			routing{"/zero", "", "500"}.check(t, c)
+		})
+	}
+}
+
 // TestGatewayRoutes_Weight: MeshTrafficSplit and MeshHTTPRouteWeight.
 func TestGatewayRoutes_Weight(t *testing.T) {
 	noLeaks(t)

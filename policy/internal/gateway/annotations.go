@@ -43,12 +43,18 @@ func (s *settings) apply(r *route.Route) {
 	}
 }
 
+// isSetting reports whether the annotation with a key is one of those of Linkerd that say how requests are sent.
+func isSetting(key string) bool {
+	of, _, _ := strings.Cut(key, "/")
+	return of == "retry.linkerd.io" || of == "timeout.linkerd.io"
+}
+
 // annotated returns what the annotations of a document say. It calls wrong for those that are invalid or not enforced.
 func annotated(object *yamldoc.Object, wrong func(key, format string, args ...any)) (s settings) {
 	annotations := object.Metadata.Annotations
 	keys := make([]string, 0, len(annotations))
 	for key := range annotations {
-		if of, _, _ := strings.Cut(key, "/"); of == "retry.linkerd.io" || of == "timeout.linkerd.io" {
+		if isSetting(key) {
 			keys = append(keys, key)
 		}
 	}

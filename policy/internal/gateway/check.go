@@ -44,7 +44,7 @@ func (r *HTTPRoute) Check(doc *yamldoc.Document) {
 		for j := range rule.Matches {
 			c.httpMatch(&rule.Matches[j], yamldoc.Index(at+".matches", j))
 		}
-		c.action(rule, groupOf(&r.Object), at)
+		c.action(rule, r.Spec.forLinkerd(&r.Object), at)
 		c.atServer(rule, at)
 		c.timeouts(rule.Timeouts, at+".timeouts")
 		c.retry(rule.Retry, at+".retry")
@@ -74,7 +74,7 @@ func (r *GRPCRoute) Check(doc *yamldoc.Document) {
 			}
 			c.values(m.Headers, at+".headers", true)
 		}
-		c.action(rule.http(), groupOf(&r.Object), at)
+		c.action(rule.http(), r.Spec.forLinkerd(&r.Object), at)
 		c.atServer(rule.http(), at)
 	}
 	if c.inbound && len(r.Spec.Rules) == 0 {
@@ -265,8 +265,8 @@ func (c check) method(m *GRPCMethodMatch, at string) {
 	}
 }
 
-// action checks what a rule does with the requests that match it.
-func (c check) action(rule *HTTPRouteRule, group, at string) {
+// action checks what a rule does with the requests that match it. Without backends, they go to the parent if the route is written for Linkerd.
+func (c check) action(rule *HTTPRouteRule, linkerd bool, at string) {
 	c.filters(rule.Filters, at+".filters")
 	redirect, rewrite := rule.redirect(), rule.rewrite()
 	if redirect != nil && len(rule.BackendRefs) > 0 {
@@ -295,7 +295,7 @@ func (c check) action(rule *HTTPRouteRule, group, at string) {
 			}
 		}
 	}
-	if redirect == nil && rule.weight() == 0 && !rule.toParent(group) && !c.only {
+	if redirect == nil && rule.weight() == 0 && (len(rule.BackendRefs) > 0 || !linkerd) && !c.only {
 		c.Warnf(at+".backendRefs", "no backend gets requests, so that they fail: name the Service itself if it is meant")
 	}
 }

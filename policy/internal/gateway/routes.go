@@ -51,7 +51,7 @@ func (r *HTTPRoute) Routes(domain string) []Route {
 	var out []Route
 	for i := range rules {
 		rule := &rules[i]
-		to := rule.translate(&r.Object, domain, http.StatusInternalServerError)
+		to := rule.translate(&r.Object, &r.Spec.RouteSpec, domain, http.StatusInternalServerError)
 		of.apply(&to)
 		matches := rule.Matches
 		if len(matches) == 0 {
@@ -76,7 +76,7 @@ func (r *GRPCRoute) Routes(domain string) []Route {
 	of := annotated(&r.Object, func(string, string, ...any) {})
 	var out []Route
 	for i := range rules {
-		to := rules[i].http().translate(&r.Object, domain, http.StatusServiceUnavailable) // UNAVAILABLE in gRPC
+		to := rules[i].http().translate(&r.Object, &r.Spec.RouteSpec, domain, http.StatusServiceUnavailable) // UNAVAILABLE in gRPC
 		of.apply(&to)
 		if len(rules[i].Matches) == 0 {
 			out = append(out, Route{Route: to, Rule: min(i, len(r.Spec.Rules)-1), Match: -1})
@@ -110,7 +110,7 @@ func filters(list []GRPCRouteFilter) (out []HTTPRouteFilter) {
 }
 
 // translate returns the rule without its matches. Requests that go to no backend get a response with the status none.
-func (r *HTTPRouteRule) translate(object *yamldoc.Object, domain string, none int) route.Route {
+func (r *HTTPRouteRule) translate(object *yamldoc.Object, spec *RouteSpec, domain string, none int) route.Route {
 	namespace := object.Namespace()
 	out := route.Route{Name: r.Name}
 	for i := range r.Filters {
@@ -126,7 +126,7 @@ func (r *HTTPRouteRule) translate(object *yamldoc.Object, domain string, none in
 		out.Redirect = d.translate()
 		return out
 	}
-	if r.toParent(groupOf(object)) {
+	if len(r.BackendRefs) == 0 && spec.forLinkerd(object) {
 		out.Destinations = make([]route.Destination, 1) // the service that is called
 	} else if r.weight() == 0 {
 		out.Direct, out.Mirrors = &route.DirectResponse{Status: none}, nil
@@ -153,9 +153,18 @@ func (r *HTTPRouteRule) translate(object *yamldoc.Object, domain string, none in
 	return out
 }
 
-// toParent reports whether requests go to what the route is attached to, because Linkerd's documents mean that if they have no backends.
-func (r *HTTPRouteRule) toParent(group string) bool {
-	return group == LinkerdGroup && len(r.BackendRefs) == 0
+// forLinkerd reports whether a route is written for Linkerd: its kind is Linkerd's own, it has annotations of Linkerd, or it names a Service in a way
+// that only Linkerd takes. Then the requests of rules without backends go to what the route is attached to.
+func (s *RouteSpec) forLinkerd(object *yamldoc.Object) bool {
+	if groupOf(object) == LinkerdGroup {
+		return true
+	}
+	for key := range object.Metadata.Annotations {
+		if isSetting(key) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(s.ParentRefs, func(p ParentReference) bool { return p.atService() && *p.Group == "core" })
 }
 
 func (b *HTTPBackendRef) weight() int {
