@@ -30,7 +30,7 @@ func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, 
 			in.spare = make(http.Header)
 		}
 		in.ResponseHeader = in.spare
-		in.context = m.observers.inboundStart(in.context, &in.Inbound)
+		in.context = m.observers.InboundStart(in.context, &in.Inbound)
 		in.writer = in.answer.Watch(a)
 	}
 	if ctx := h.proceed(in); ctx != nil {
@@ -133,7 +133,7 @@ func (in *inbound) Message(sent bool, size int) {
 	} else {
 		in.received.Add(int64(size))
 	}
-	in.mesh.observers.inboundMessage(in.context, &in.Inbound, sent)
+	in.mesh.observers.InboundMessage(in.context, &in.Inbound, sent)
 }
 
 // Header implements admission.Call.
@@ -179,8 +179,7 @@ func (in *inbound) Done(status, grpcStatus int) {
 		in.Status, in.GRPCStatus = status, grpcStatus
 		in.BytesSent, in.BytesReceived = in.sent.Load(), in.received.Load()
 		in.ended(int(in.answered.Load()) - 1)
-		in.nameUser()
-		in.mesh.observers.inboundEnd(in.context, &in.Inbound)
+		in.observeEnd(in.context)
 	}
 	in.count(grpcStatus < 0 || failure.GRPCStatus(uint32(grpcStatus)) >= http.StatusInternalServerError)
 	in.recycle()

@@ -23,7 +23,7 @@ type observedConn struct {
 // connRecord is what observers see of a connection.
 type connRecord struct {
 	conn      Conn
-	observers observers
+	observers *Observer
 	ours      bool // it reports its own closing, since the mesh may close it
 	end       sync.Once
 	broken    atomic.Pointer[error] // the first error of Read or Write
@@ -35,12 +35,12 @@ func (m *Mesh) observeDialled(conn net.Conn, start time.Time, d *engine.Dialled,
 	if d.Target.Host == "" {
 		return conn // the address could not be parsed
 	}
-	r := &connRecord{observers: m.observers}
+	r := &connRecord{observers: &m.observers}
 	c := &r.conn
 	c.Target, c.Outside, c.Endpoint, c.PeerID, c.Start = d.Target, d.Outside, d.Endpoint, d.PeerID, start
 	c.Telemetry = m.engine.Plan().Telemetry()
 	if err != nil {
-		r.started()
+		r.observers.ConnStart(c)
 		c.Flags = Flags(d.Flags)
 		r.ended(err)
 		return nil
@@ -51,7 +51,7 @@ func (m *Mesh) observeDialled(conn net.Conn, start time.Time, d *engine.Dialled,
 // observeAccepted tells the observers of a connection from a peer whose ID is principal, in the form that documents use. It
 // returns the connection for the program.
 func (m *Mesh) observeAccepted(conn net.Conn, start time.Time, principal string) net.Conn {
-	r := &connRecord{observers: m.observers}
+	r := &connRecord{observers: &m.observers}
 	r.conn.Inbound, r.conn.Start, r.conn.Telemetry = true, start, m.engine.Plan().Telemetry()
 	if principal != "" {
 		r.conn.PeerID = "spiffe://" + principal
@@ -68,21 +68,13 @@ func (r *connRecord) follow(conn net.Conn) net.Conn {
 			conn.Close()
 		}
 	}()
-	r.started()
+	r.observers.ConnStart(&r.conn)
 	panicked = false
 	if ours, ok := conn.(*netconn.Conn); ok {
 		r.ours = true
 		ours.OnClose(r.ended)
 	}
 	return &observedConn{conn, r}
-}
-
-func (r *connRecord) started() {
-	for i := range r.observers {
-		if f := r.observers[i].ConnStart; f != nil {
-			f(&r.conn)
-		}
-	}
 }
 
 // ended reports the end, once. The reason is nil for a connection that the program has closed.
@@ -96,11 +88,7 @@ func (r *connRecord) ended(reason error) {
 				c.Flags = FlagCallerGone
 			}
 		}
-		for i := range r.observers {
-			if f := r.observers[i].ConnEnd; f != nil {
-				f(c)
-			}
-		}
+		r.observers.ConnEnd(c)
 	})
 }
 

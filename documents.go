@@ -135,7 +135,7 @@ func (m *Mesh) load(change, undo func(*documents), feed int) error {
 		m.settle(settle)
 	}
 	for _, load := range loads {
-		m.observers.policyLoaded(load)
+		m.observers.PolicyLoad(load)
 	}
 	return err
 }
@@ -345,7 +345,7 @@ func (d *documents) unemptied(feed int, sources []policy.Source) ([]policy.Sourc
 func (f *fed) failed(err error) {
 	load := PolicyLoad{Number: f.documents.loads.next(), Err: err}
 	f.documents.loads.ended(load, nil)
-	f.observers.policyLoaded(load)
+	f.observers.PolicyLoad(load)
 }
 
 // isTemporary reports whether New waits for a feed to recover from an error.

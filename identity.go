@@ -85,7 +85,7 @@ func (m *Mesh) tellOfWait(ctx context.Context) {
 		case <-ticker.C:
 		}
 		if _, err := m.identity.Identity(); err != nil {
-			m.observers.identity(nil, fmt.Errorf("mesh: New waits for an identity, since %v: %w", waited, err))
+			m.observers.Identity(nil, fmt.Errorf("mesh: New waits for an identity, since %v: %w", waited, err))
 		}
 	}
 }
@@ -205,14 +205,14 @@ func (m *Mesh) rotated(now *tlsid.Identity) {
 	m.server.certs.Store(new(forwardedCerts))
 	m.server.recheck()
 	m.engine.Recheck(now)
-	m.observers.identity(now, nil)
+	m.observers.Identity(now, nil)
 }
 
 func (m *Mesh) identityFailed(err error) {
 	if _, expired := errors.AsType[*tlsid.ExpiredError](err); expired {
 		m.server.recheck() // without a valid identity there are no bundles that could vouch for a peer
 	}
-	m.observers.identity(nil, err)
+	m.observers.Identity(nil, err)
 }
 
 // warnOpen tells the observers, once, that a process with an identity serves every peer: an operator who set up identities

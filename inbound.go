@@ -85,7 +85,7 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 	answer := new(response.Recorder)
 	w, in.recorder = answer.Watch(w), answer
 	in.ResponseHeader = w.Header()
-	r = r.WithContext(h.mesh.observers.inboundStart(r.Context(), &in.Inbound))
+	r = r.WithContext(h.mesh.observers.InboundStart(r.Context(), &in.Inbound))
 	var counted *body.Counter
 	if r.ContentLength < 0 && r.Body != nil {
 		counted = &body.Counter{ReadCloser: r.Body}
@@ -110,8 +110,7 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 		if in.handed != nil {
 			in.Pattern = in.handed.Pattern
 		}
-		in.nameUser()
-		h.mesh.observers.inboundEnd(r.Context(), &in.Inbound)
+		in.observeEnd(r.Context())
 	}()
 	h.serve(w, r, in)
 	panicked = false

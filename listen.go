@@ -74,7 +74,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			return c, nil
 		}
 		c.Close()
-		l.mesh.observers.connectionRefused(l.Addr(), tlsid.Refusal{
+		l.mesh.observers.ConnectionRefused(l.Addr(), tlsid.Refusal{
 			RemoteAddr: c.RemoteAddr(), Mode: l.mesh.engine.Plan().Inbound().Mode(portOf(l.Addr())), Err: why,
 		})
 	}
@@ -110,7 +110,7 @@ func (m *Mesh) listenerConfig(inner net.Listener, l watched) tlsid.ListenerConfi
 			if m.identity == nil && (errors.Is(r.Err, tlsid.ErrPlaintext) || errors.Is(r.Err, tlsid.ErrNoIdentity)) {
 				r.Err = fmt.Errorf("%w: this process accepts no TLS without mesh.WithIdentity", r.Err)
 			}
-			m.observers.connectionRefused(inner.Addr(), r)
+			m.observers.ConnectionRefused(inner.Addr(), r)
 		},
 		Drained: func() { m.server.forget(l) },
 	}
@@ -194,7 +194,7 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 		}
 		if err != nil {
 			c.Close()
-			l.mesh.observers.connectionRefused(nc.LocalAddr(), tlsid.Refusal{
+			l.mesh.observers.ConnectionRefused(nc.LocalAddr(), tlsid.Refusal{
 				RemoteAddr: nc.RemoteAddr(), Mode: l.mesh.engine.Plan().Inbound().Mode(portOf(nc.LocalAddr())), Err: err,
 			})
 			continue

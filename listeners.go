@@ -173,7 +173,7 @@ func (m *Mesh) cutOff(r *http.Request, in *inbound) {
 			refusal.Err = tlsid.ErrPlaintext
 		}
 	}
-	m.observers.connectionRefused(net.TCPAddrFromAddrPort(in.view.Destination), refusal)
+	m.observers.ConnectionRefused(net.TCPAddrFromAddrPort(in.view.Destination), refusal)
 	panic(http.ErrAbortHandler)
 }
 
@@ -239,5 +239,5 @@ func (s *server) firstAt(port uint16) bool {
 
 // warn tells the observers what whoever set up the server may not expect.
 func (m *Mesh) warn(message string) {
-	m.observers.policyLoaded(PolicyLoad{remark: true, Findings: policy.Findings{{Severity: policy.Warning, Message: message}}})
+	m.observers.PolicyLoad(PolicyLoad{remark: true, Findings: policy.Findings{{Severity: policy.Warning, Message: message}}})
 }

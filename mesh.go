@@ -20,7 +20,7 @@ import (
 
 // Mesh enforces a set of documents on the calls of a process. [New] makes one; it is safe for concurrent use.
 type Mesh struct {
-	observers     observers
+	observers     Observer        // all of them, as one
 	calls         callFuncs       // of the observers
 	connsObserved bool            // some observer follows raw connections
 	workload      policy.Workload // documents are compiled for it
@@ -51,11 +51,12 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 		return nil, err
 	}
 	log := &journal{logger: o.logger}
-	m := &Mesh{observers: append(o.observers, log.observer()), workload: o.workload}
+	all := append(o.observers, log.observer())
+	m := &Mesh{observers: inOrder(all), calls: callFuncsOf(all), connsObserved: watchConns(all), workload: o.workload}
 	if m.workload.Files == nil {
 		m.workload.Files = sockets.Files{}
 	}
-	m.connsObserved = m.observers.watchConns()
+	m.server.observed = watchInbound(all)
 	if err := m.server.init(o.inbound, m); err != nil {
 		return nil, err
 	}
@@ -77,7 +78,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 		return nil, err
 	}
 	log.begin()
-	m.observers.started(m)
+	m.observers.Started(m)
 	return m, nil
 }
 

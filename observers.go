@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"slices"
-	"time"
 
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
@@ -14,8 +13,64 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// observers are called in the order in which the program gave them.
-type observers []Observer
+// inOrder returns one observer that tells all of the given ones, in their order. It has all functions but those of callFuncs.
+func inOrder(all []Observer) Observer {
+	return Observer{
+		Started: tell(all, func(o *Observer) func(*Mesh) { return o.Started }),
+
+		InboundStart: func(ctx context.Context, in *Inbound) context.Context {
+			for i := range all {
+				if f := all[i].InboundStart; f != nil {
+					ctx = f(ctx, in)
+				}
+			}
+			return ctx
+		},
+		InboundEnd: tell2(all, func(o *Observer) func(context.Context, *Inbound) { return o.InboundEnd }),
+		InboundMessage: func(ctx context.Context, in *Inbound, sent bool) {
+			for i := range all {
+				if f := all[i].InboundMessage; f != nil {
+					f(ctx, in, sent)
+				}
+			}
+		},
+
+		ConnStart: tell(all, func(o *Observer) func(*Conn) { return o.ConnStart }),
+		ConnEnd:   tell(all, func(o *Observer) func(*Conn) { return o.ConnEnd }),
+
+		Ejection:          tell2(all, func(o *Observer) func(route.Target, breaker.Event) { return o.Ejection }),
+		EjectionWithheld:  tell2(all, func(o *Observer) func(route.Target, breaker.Event) { return o.EjectionWithheld }),
+		Circuit:           tell2(all, func(o *Observer) func(route.Target, breaker.Change) { return o.Circuit }),
+		Endpoints:         tell2(all, func(o *Observer) func(route.Target, int) { return o.Endpoints }),
+		DiscoveryFailed:   tell2(all, func(o *Observer) func(discovery.Service, error) { return o.DiscoveryFailed }),
+		MirrorDropped:     tell2(all, func(o *Observer) func(route.Target, error) { return o.MirrorDropped }),
+		Identity:          tell2(all, func(o *Observer) func(*tlsid.Identity, error) { return o.Identity }),
+		Keys:              tell(all, func(o *Observer) func(jwt.State) { return o.Keys }),
+		ConnectionRefused: tell2(all, func(o *Observer) func(net.Addr, tlsid.Refusal) { return o.ConnectionRefused }),
+		PolicyLoad:        tell(all, func(o *Observer) func(PolicyLoad) { return o.PolicyLoad }),
+	}
+}
+
+// tell returns a function that calls that of each observer which has one.
+func tell[A any](all []Observer, of func(*Observer) func(A)) func(A) {
+	return func(a A) {
+		for i := range all {
+			if f := of(&all[i]); f != nil {
+				f(a)
+			}
+		}
+	}
+}
+
+func tell2[A, B any](all []Observer, of func(*Observer) func(A, B)) func(A, B) {
+	return func(a A, b B) {
+		for i := range all {
+			if f := of(&all[i]); f != nil {
+				f(a, b)
+			}
+		}
+	}
+}
 
 // callFuncs are the functions of all observers that are told of calls.
 type callFuncs struct {
@@ -26,22 +81,22 @@ type callFuncs struct {
 	attemptEnd   []func(context.Context, *Attempt)
 }
 
-func (o observers) callFuncs() callFuncs {
+func callFuncsOf(all []Observer) callFuncs {
 	var c callFuncs
-	for i := range o {
-		if f := o[i].CallStart; f != nil {
+	for i := range all {
+		if f := all[i].CallStart; f != nil {
 			c.start = append(c.start, f)
 		}
-		if f := o[i].CallEnd; f != nil {
+		if f := all[i].CallEnd; f != nil {
 			c.end = append(c.end, f)
 		}
-		if f := o[i].CallMessage; f != nil {
+		if f := all[i].CallMessage; f != nil {
 			c.message = append(c.message, f)
 		}
-		if f := o[i].AttemptStart; f != nil {
+		if f := all[i].AttemptStart; f != nil {
 			c.attemptStart = append(c.attemptStart, f)
 		}
-		if f := o[i].AttemptEnd; f != nil {
+		if f := all[i].AttemptEnd; f != nil {
 			c.attemptEnd = append(c.attemptEnd, f)
 		}
 	}
@@ -50,11 +105,10 @@ func (o observers) callFuncs() callFuncs {
 
 // hooks returns the hooks that the engine calls.
 func (m *Mesh) hooks() engine.Hooks {
-	o := m.observers
-	m.calls = o.callFuncs()
+	o := &m.observers
 	h := engine.Hooks{
-		Error: newError, Ejection: o.ejection, EjectionWithheld: o.ejectionWithheld, CircuitChanged: o.circuitChanged,
-		EndpointsChanged: o.endpointsChanged, DiscoveryFailed: o.discoveryFailed, MirrorDropped: o.mirrorDropped,
+		Error: newError, Ejection: o.Ejection, EjectionWithheld: o.EjectionWithheld, CircuitChanged: o.Circuit,
+		EndpointsChanged: o.Endpoints, DiscoveryFailed: o.DiscoveryFailed, MirrorDropped: o.MirrorDropped,
 	}
 	h.Headers = m.calls.attemptStart != nil || m.calls.attemptEnd != nil
 	h.Messages = m.calls.message != nil
@@ -64,129 +118,14 @@ func (m *Mesh) hooks() engine.Hooks {
 	return h
 }
 
-func (o observers) ejection(target route.Target, event breaker.Event) {
-	for i := range o {
-		if f := o[i].Ejection; f != nil {
-			f(target, event)
-		}
-	}
-}
-
-func (o observers) ejectionWithheld(target route.Target, event breaker.Event) {
-	for i := range o {
-		if f := o[i].EjectionWithheld; f != nil {
-			f(target, event)
-		}
-	}
-}
-
-func (o observers) circuitChanged(target route.Target, change breaker.Change) {
-	for i := range o {
-		if f := o[i].Circuit; f != nil {
-			f(target, change)
-		}
-	}
-}
-
-func (o observers) endpointsChanged(target route.Target, n int) {
-	for i := range o {
-		if f := o[i].Endpoints; f != nil {
-			f(target, n)
-		}
-	}
-}
-
-func (o observers) discoveryFailed(service discovery.Service, err error) {
-	for i := range o {
-		if f := o[i].DiscoveryFailed; f != nil {
-			f(service, err)
-		}
-	}
-}
-
-func (o observers) mirrorDropped(target route.Target, err error) {
-	for i := range o {
-		if f := o[i].MirrorDropped; f != nil {
-			f(target, err)
-		}
-	}
-}
-
-func (o observers) keysFetched(state jwt.State) {
-	for i := range o {
-		if f := o[i].Keys; f != nil {
-			f(state)
-		}
-	}
-}
-
 // watchInbound reports whether any observer follows inbound requests.
-func (o observers) watchInbound() bool {
-	return slices.ContainsFunc(o, func(o Observer) bool {
+func watchInbound(all []Observer) bool {
+	return slices.ContainsFunc(all, func(o Observer) bool {
 		return o.InboundStart != nil || o.InboundEnd != nil || o.InboundMessage != nil
 	})
 }
 
 // watchConns reports whether any observer follows raw connections.
-func (o observers) watchConns() bool {
-	return slices.ContainsFunc(o, func(o Observer) bool { return o.ConnStart != nil || o.ConnEnd != nil })
-}
-
-// inboundStart tells the observers that a request arrived. It returns the context for the rest of the request.
-func (o observers) inboundStart(ctx context.Context, in *Inbound) context.Context {
-	for i := range o {
-		if f := o[i].InboundStart; f != nil {
-			ctx = f(ctx, in)
-		}
-	}
-	return ctx
-}
-
-func (o observers) inboundEnd(ctx context.Context, in *Inbound) {
-	in.Duration = time.Since(in.Start)
-	for i := range o {
-		if f := o[i].InboundEnd; f != nil {
-			f(ctx, in)
-		}
-	}
-}
-
-func (o observers) inboundMessage(ctx context.Context, in *Inbound, sent bool) {
-	for i := range o {
-		if f := o[i].InboundMessage; f != nil {
-			f(ctx, in, sent)
-		}
-	}
-}
-
-func (o observers) started(m *Mesh) {
-	for i := range o {
-		if f := o[i].Started; f != nil {
-			f(m)
-		}
-	}
-}
-
-func (o observers) policyLoaded(load PolicyLoad) {
-	for i := range o {
-		if f := o[i].PolicyLoad; f != nil {
-			f(load)
-		}
-	}
-}
-
-func (o observers) identity(id *tlsid.Identity, err error) {
-	for i := range o {
-		if f := o[i].Identity; f != nil {
-			f(id, err)
-		}
-	}
-}
-
-func (o observers) connectionRefused(local net.Addr, refusal tlsid.Refusal) {
-	for i := range o {
-		if f := o[i].ConnectionRefused; f != nil {
-			f(local, refusal)
-		}
-	}
+func watchConns(all []Observer) bool {
+	return slices.ContainsFunc(all, func(o Observer) bool { return o.ConnStart != nil || o.ConnEnd != nil })
 }

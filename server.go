@@ -78,7 +78,7 @@ type server struct {
 }
 
 func (s *server) init(config ServerConfig, m *Mesh) error {
-	s.ServerConfig, s.observed = config, m.observers.watchInbound()
+	s.ServerConfig = config
 	var errs [2]error
 	s.pool, errs[0] = limit.NewPool(limit.PoolConfig{MaxRequests: config.MaxRequests})
 	s.rate, errs[1] = limit.NewRate(config.RateLimit)

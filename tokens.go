@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/judge"
@@ -30,11 +31,13 @@ func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// nameUser says, to observers, whose request it is.
-func (in *inbound) nameUser() {
+// observeEnd tells the observers that the request has ended, and whose it was.
+func (in *inbound) observeEnd(ctx context.Context) {
 	if claims := in.token.Claims; claims != nil {
 		in.User = claims.Issuer() + "/" + claims.Subject()
 	}
+	in.Duration = time.Since(in.Start)
+	in.mesh.observers.InboundEnd(ctx, &in.Inbound)
 }
 
 // initKeys has keys from hosts in the mesh fetched through the mesh, and other keys directly: documents about calls to hosts outside
@@ -47,7 +50,7 @@ func (m *Mesh) initKeys() {
 		}
 		return nil
 	}
-	m.keys.OnFetch = m.observers.keysFetched
+	m.keys.OnFetch = m.observers.Keys
 }
 
 // mostPending bounds the requests of other protocols that wait for keys: the message of each may be received and decoded before its
