@@ -37,10 +37,10 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	if from == nil {
 		return nil
 	}
-	source := oneWorkload{Source: from, namespace: m.workload.Namespace, service: m.workload.Service, account: m.workload.ServiceAccount}
+	source := oneWorkload{from, names{namespace: m.workload.Namespace, service: m.workload.Service, account: m.workload.ServiceAccount}}
 	if late {
-		source.domain = m.trustDomain()
-		source.namespace = cmp.Or(m.workload.Namespace, namespaces.DefaultOwn)
+		source.names.domain = m.trustDomain()
+		source.names.namespace = cmp.Or(m.workload.Namespace, namespaces.DefaultOwn)
 	}
 	told := make(chan struct{})
 	m.identity = tlsid.Keep(source, tlsid.Hooks{Rotated: func(before, now *tlsid.Identity) {
@@ -66,12 +66,10 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	if err != nil {
 		return err
 	}
-	m.workload.TrustDomain = cmp.Or(m.workload.TrustDomain, id.TrustDomain().Name())
-	m.workload.Namespace = cmp.Or(m.workload.Namespace, namespaceOf(id))
-	m.workload.Service = cmp.Or(m.workload.Service, serviceOf(id))
-	m.workload.ServiceAccount = cmp.Or(m.workload.ServiceAccount, accountOf(id))
-	return cmp.Or(checkTrustDomain(id, m.workload.TrustDomain), checkNamespace(id, cmp.Or(m.workload.Namespace, namespaces.DefaultOwn)),
-		checkService(id, m.workload.Service), checkAccount(id, m.workload.ServiceAccount))
+	w, said := &m.workload, namesIn(id)
+	w.TrustDomain, w.Namespace = cmp.Or(w.TrustDomain, said.domain), cmp.Or(w.Namespace, said.namespace)
+	w.Service, w.ServiceAccount = cmp.Or(w.Service, said.service), cmp.Or(w.ServiceAccount, said.account)
+	return names{w.TrustDomain, cmp.Or(w.Namespace, namespaces.DefaultOwn), w.Service, w.ServiceAccount}.check(id)
 }
 
 // tellOfWait tells the observers, until ctx ends, that New is waiting for an identity.
@@ -100,94 +98,56 @@ func principal(peer tlsid.Peer) string {
 	return strings.TrimPrefix(peer.ID.String(), "spiffe://")
 }
 
-// checkTrustDomain returns an error if the identity is not in the trust domain that documents are compiled for: their
-// principals would mean other peers.
-func checkTrustDomain(id *tlsid.Identity, domain string) error {
-	if domain != id.TrustDomain().Name() {
-		return fmt.Errorf("mesh: the identity %s is not of the trust domain %s: correct TrustDomain in WithWorkload, or the "+
-			"variable TRUST_DOMAIN", id.ID(), domain)
-	}
-	return nil
-}
+// names are what the identity of a workload says about it. "" is for what it does not say, or may say as it likes.
+type names struct{ domain, namespace, service, account string }
 
-// checkNamespace returns an error if the identity belongs to a service account in another namespace than the workload's: the
-// documents of the wrong namespace would be enforced.
-func checkNamespace(id *tlsid.Identity, namespace string) error {
-	if own := namespaceOf(id); own != "" && own != namespace {
-		return fmt.Errorf("mesh: the identity %s is of the namespace %s, and the workload is in %s: correct Namespace in "+
-			"WithWorkload, or the variable POD_NAMESPACE", id.ID(), own, namespace)
-	}
-	return nil
-}
-
-// namespaceOf returns the namespace in an identity of Istio's form, /ns/NAMESPACE/sa/ACCOUNT, and "" for others.
-func namespaceOf(id *tlsid.Identity) string {
-	namespace, _ := ofIstio(id)
-	return namespace
-}
-
-// accountOf returns the service account in an identity of Istio's form, and "" for others.
-func accountOf(id *tlsid.Identity) string {
-	_, account := ofIstio(id)
-	return account
-}
-
-func ofIstio(id *tlsid.Identity) (namespace, account string) {
+// namesIn returns what an identity of the form of Istio, /ns/NAMESPACE/sa/ACCOUNT, or of Consul Connect says.
+func namesIn(id *tlsid.Identity) names {
+	said := names{domain: id.TrustDomain().Name()}
+	_, said.service, _ = connectid.Parse(id.ID().Path())
 	rest, ok := strings.CutPrefix(id.ID().Path(), "/ns/")
-	namespace, rest, _ = strings.Cut(rest, "/")
-	account, found := strings.CutPrefix(rest, "sa/")
-	if !ok || !found {
-		return "", ""
+	namespace, rest, _ := strings.Cut(rest, "/")
+	if account, found := strings.CutPrefix(rest, "sa/"); ok && found {
+		said.namespace, said.account = namespace, account
 	}
-	return namespace, account
+	return said
 }
 
-// checkAccount returns an error if the identity is that of another service account than the workload's: the TrafficTargets of the wrong one
-// would be enforced.
-func checkAccount(id *tlsid.Identity, account string) error {
-	if own := accountOf(id); own != "" && account != "" && own != account {
-		return fmt.Errorf("mesh: the identity %s is of the service account %s, and the workload is of %s: correct ServiceAccount in WithWorkload, "+
-			"or the variable SERVICE_ACCOUNT", id.ID(), own, account)
-	}
-	return nil
-}
-
-// serviceOf returns the service in an identity of Consul Connect's form, and "" for others.
-func serviceOf(id *tlsid.Identity) string {
-	_, service, _ := connectid.Parse(id.ID().Path())
-	return service
-}
-
-// checkService returns an error if the identity is that of another Consul service than the workload's: the intentions of the
-// wrong service would be enforced.
-func checkService(id *tlsid.Identity, service string) error {
-	if own := serviceOf(id); own != "" && service != "" && own != service {
-		return fmt.Errorf("mesh: the identity %s is of the service %s, and the workload is of %s: correct Service in WithWorkload",
-			id.ID(), own, service)
+// check returns an error if an identity says something else: its principals would mean other peers than those of the documents, or the
+// documents of another workload would be enforced.
+func (n names) check(id *tlsid.Identity) error {
+	said := namesIn(id)
+	for _, c := range [...]struct{ what, said, want, remedy string }{
+		{"trust domain", said.domain, n.domain, "TrustDomain in WithWorkload, or the variable TRUST_DOMAIN"},
+		{"namespace", said.namespace, n.namespace, "Namespace in WithWorkload, or the variable POD_NAMESPACE"},
+		{"service", said.service, n.service, "Service in WithWorkload"},
+		{"service account", said.account, n.account, "ServiceAccount in WithWorkload, or the variable SERVICE_ACCOUNT"},
+	} {
+		if c.said != "" && c.want != "" && c.said != c.want {
+			return fmt.Errorf("mesh: the identity %s is of the %s %s, and the workload is of %s: correct %s", id.ID(), c.what, c.said, c.want, c.remedy)
+		}
 	}
 	return nil
 }
 
-// oneWorkload is a source whose identities all have one trust domain, namespace, service and service account. Any other is an error.
+// oneWorkload is a source whose identities all say the same about their workload: the names, or what the first identity says, which New
+// checks. Any other identity is an error.
 type oneWorkload struct {
 	tlsid.Source
-	domain    string // empty: the first identity's, which New checks
-	namespace string // empty: the first identity's, if it has one
-	service   string // likewise
-	account   string // likewise
+	names names
 }
 
 // Watch implements tlsid.Source.
 func (s oneWorkload) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
 	return func(yield func(*tlsid.Identity, error) bool) {
-		domain, namespace, service, account := s.domain, s.namespace, s.service, s.account
+		want := s.names
 		for id, err := range s.Source.Watch(ctx) {
 			if err == nil && id != nil {
-				service, account = cmp.Or(service, serviceOf(id)), cmp.Or(account, accountOf(id))
-				if domain == "" {
-					domain, namespace = id.TrustDomain().Name(), cmp.Or(namespace, namespaceOf(id), namespaces.DefaultOwn)
-				} else if err = cmp.Or(checkTrustDomain(id, domain), checkNamespace(id, namespace), checkService(id, service),
-					checkAccount(id, account)); err != nil {
+				said := namesIn(id)
+				want.service, want.account = cmp.Or(want.service, said.service), cmp.Or(want.account, said.account)
+				if want.domain == "" {
+					want.domain, want.namespace = said.domain, cmp.Or(want.namespace, said.namespace, namespaces.DefaultOwn)
+				} else if err = want.check(id); err != nil {
 					id = nil
 				}
 			}

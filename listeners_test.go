@@ -81,7 +81,7 @@ func TestIdentityOfAnotherTrustDomainIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const why = "is not of the trust domain cluster.local"
+	const why = "and the workload is of cluster.local"
 	for _, late := range []bool{true, false} {
 		t.Run(fmt.Sprintf("late %v", late), func(t *testing.T) {
 			told := make(chan error, 10)

@@ -508,7 +508,7 @@ func TestStartWithoutIdentity(t *testing.T) {
 func TestIdentityOfAnotherTrustDomain(t *testing.T) {
 	w := newTown(t)
 	_, err := mesh.New(t.Context(), mesh.WithIdentity(w.Source("default", "x")), mesh.WithWorkload(policy.Workload{TrustDomain: "other.example"}))
-	if err == nil || !strings.Contains(err.Error(), "is not of the trust domain other.example") {
+	if err == nil || !strings.Contains(err.Error(), "and the workload is of other.example") {
 		t.Errorf("New = %v, want an error that names the trust domain", err)
 	}
 }

@@ -33,7 +33,7 @@ func TestWorkloadIsInTheNamespaceOfItsIdentity(t *testing.T) {
 func TestIdentityOfAnotherNamespace(t *testing.T) {
 	w := newTown(t)
 	_, err := mesh.New(t.Context(), mesh.WithIdentity(w.Source("shop", "web")), mesh.WithWorkload(policy.Workload{Namespace: "default"}))
-	if err == nil || !strings.Contains(err.Error(), "is of the namespace shop, and the workload is in default: correct Namespace in WithWorkload") {
+	if err == nil || !strings.Contains(err.Error(), "is of the namespace shop, and the workload is of default: correct Namespace in WithWorkload") {
 		t.Errorf("New = %v, want an error that names the namespaces and the remedy", err)
 	}
 }
@@ -49,7 +49,7 @@ func TestIdentityOfAnotherNamespaceIsRefused(t *testing.T) {
 		}
 		return id
 	}
-	const why = "is of the namespace shop, and the workload is in default"
+	const why = "is of the namespace shop, and the workload is of default"
 	for _, late := range []bool{true, false} {
 		t.Run(fmt.Sprintf("late %v", late), func(t *testing.T) {
 			told := make(chan error, 10)
