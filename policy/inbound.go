@@ -46,7 +46,7 @@ func (in *Inbound) Mode(port int) tlsid.Mode {
 // is refused and has no last good version ([Source.Alone]), all requests are denied. Then the mode of the port at which the request arrived
 // counts: in mode [tlsid.Strict] a peer without an identity is denied, and in mode [tlsid.Disable] no peer has an identity.
 // Then the AuthorizationPolicies, intentions, Servers of Linkerd and TrafficTargets of SMI decide: all of them must allow the request. They
-// do not see the headers x-envoy-*, x-request-id and l5d-client-id of a peer without an identity, and neither do handlers.
+// do not see the headers x-envoy-* and x-request-id of a peer without an identity, and neither do handlers.
 func (in *Inbound) Authorize(r *authz.Request) (d authz.Decision) {
 	if len(in.closed) > 0 {
 		return deny(in.closed[0])

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/internal/smi"
@@ -146,8 +147,8 @@ func (c *compiler) refers(tt decoded[target], rule *smi.Rule) any {
 // unverifiable returns why a rule cannot be enforced, or "" if it can.
 func unverifiable(rule authz.Rule, config authz.Config) string {
 	for _, condition := range rule.When {
-		if strings.EqualFold(condition.Key, "request.headers[x-forwarded-client-cert]") {
-			return "x-forwarded-client-cert is what the peer wrote: who it is, sources say"
+		if name, ok := strings.CutPrefix(condition.Key, "request.headers["); ok && asserted.Identity(strings.TrimSuffix(name, "]")) {
+			return strings.ToLower(strings.TrimSuffix(name, "]")) + " is what the peer wrote: who it is, sources say"
 		}
 	}
 	if _, err := authz.Compile([]authz.Policy{{Name: "a", Rules: []authz.Rule{rule}}}, config); err != nil {

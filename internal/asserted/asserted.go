@@ -28,13 +28,14 @@ func Header(name string) bool {
 }
 
 // Forged reports whether name, a key of an http.Header, is a header that would hide who its sender is, even from a peer with an identity.
-func Forged(name string) bool {
-	if name == ClientID {
-		return true // sidecars remove it, too
-	}
-	if strings.IndexByte(name, '_') < 0 {
-		return false
-	}
+// Sidecars remove ClientID, too. To ClientCert, the mesh appends.
+func Forged(name string) bool { return name != ClientCert && identifies(name) }
+
+// Identity reports whether a header of this name, in any spelling, says who the peer is. Policies must not go by one, since what arrives was
+// written by the peer.
+func Identity(name string) bool { return identifies(http.CanonicalHeaderKey(name)) }
+
+func identifies(name string) bool {
 	name = confused(name)
 	return name == ClientCert || name == ClientID
 }

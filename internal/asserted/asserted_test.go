@@ -46,3 +46,14 @@ func TestForged(t *testing.T) {
 		}
 	}
 }
+
+func TestIdentity(t *testing.T) {
+	for name, want := range map[string]bool{
+		"x-forwarded-client-cert": true, "x_FORWARDED-client_cert": true, "l5d-client-id": true, "L5D_client_ID": true,
+		"x-request-id": false, "x-envoy-peer-metadata": false, "": false,
+	} {
+		if got := asserted.Identity(name); got != want {
+			t.Errorf("Identity(%q) = %t, want %t", name, got, want)
+		}
+	}
+}

@@ -87,6 +87,20 @@ func checkMethod(p pattern) error {
 	return nil
 }
 
+// checkName rejects the name of a header that no request has: net/http and gRPC keep some to themselves.
+func checkName(name string) error {
+	switch lower(name) {
+	case "transfer-encoding", "trailer", "expect":
+		return errors.New("net/http does not pass this header on")
+	case "grpc-timeout", "grpc-encoding", "grpc-message-type", "grpc-status", "grpc-message":
+		return errors.New("gRPC does not pass this header on")
+	}
+	if !field.IsToken(name) { // also those that begin with a colon
+		return errors.New("not the name of a header")
+	}
+	return nil
+}
+
 // checkHeader rejects text that cannot be the value of a header, or part of one.
 func checkHeader(p pattern) error {
 	if strings.ContainsAny(p.text, "\x00\r\n") {

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/nosidecar/mesh/internal/field"
 )
 
 // Compile turns policies into an Authorizer. The error describes the first value that cannot be enforced, with its policy, rule
@@ -257,8 +255,7 @@ func compileCondition(in *Condition) (condition, error) {
 	return out, fmt.Errorf("unknown key %q", in.Key)
 }
 
-// compileHeader compiles a condition on a header. Some headers have two names in Envoy, and net/http removes some from
-// Request.Header.
+// compileHeader compiles a condition on a header. Some headers have two names in Envoy.
 func compileHeader(in *Condition, name string) (condition, error) {
 	out := condition{attribute: header, header: http.CanonicalHeaderKey(name)}
 	parse := headerPattern
@@ -269,11 +266,9 @@ func compileHeader(in *Condition, name string) (condition, error) {
 		out.attribute, out.header, parse = host, "", hostPattern
 	case ":method":
 		out.attribute, out.header, parse = method, "", methodPattern
-	case "transfer-encoding", "trailer", "expect":
-		return out, fmt.Errorf("%s: net/http does not pass this header on", in.Key)
 	default:
-		if !field.IsToken(name) {
-			return out, fmt.Errorf("%s: not the name of a header", in.Key)
+		if err := checkName(name); err != nil {
+			return out, fmt.Errorf("%s: %w", in.Key, err)
 		}
 	}
 	out.utf8 = len(in.Regexes) > 0

@@ -303,12 +303,14 @@ func (h *HeaderMatch) compile() (condition, error) {
 	switch strings.ToLower(h.Name) {
 	case "":
 		return c, errors.New("the header has no name")
-	case "host", "transfer-encoding", "trailer", "expect":
+	case "host":
 		return c, errors.New("net/http does not pass this header on")
-	default:
-		if !field.IsToken(h.Name) { // also those that begin with a colon
-			return c, errors.New("not the name of a header: methods and paths have fields of their own")
-		}
+	}
+	if strings.HasPrefix(h.Name, ":") {
+		return c, errors.New("not the name of a header: methods and paths have fields of their own")
+	}
+	if err := checkName(h.Name); err != nil {
+		return c, err
 	}
 	p, err := h.pattern()
 	switch {

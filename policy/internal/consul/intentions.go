@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/connectid"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/authz"
@@ -152,6 +153,11 @@ func (p *Permission) check(doc *yamldoc.Document, at string, env *Environment) {
 	if p.HTTP == nil {
 		doc.Errorf(at+".HTTP", "missing: say which requests it is about")
 		return
+	}
+	for i, h := range p.HTTP.Header {
+		if asserted.Identity(h.Name) {
+			doc.Errorf(yamldoc.Index(at+".HTTP.Header", i)+".Name", "%s is not enforced: it is what the peer wrote; who it is, sources say", h.Name)
+		}
 	}
 	if !checkMethods(doc, at+".HTTP.Methods", p.HTTP.Methods) {
 		return

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/jwt"
 )
@@ -316,7 +317,7 @@ func (c check) condition(w *Condition, custom bool, at string) {
 		wrong = wrongPrincipal
 	case key == "source.serviceAccount":
 		wrong = wrongServiceAccount
-	case strings.EqualFold(strings.ReplaceAll(key, "_", "-"), "request.headers[x-forwarded-client-cert]"):
+	case subscript("request.headers") && asserted.Identity(key[len("request.headers["):len(key)-1]):
 		c.Errorf(at+".key", "%s is not enforced: anybody can write that header; use source.principal", key)
 	case key == "source.namespace":
 		wrong = wrongIdentity
