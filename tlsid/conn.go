@@ -32,8 +32,6 @@ type conn struct {
 	own     *x509.Certificate // our leaf; nil: not known
 	expires time.Time         // when the first of what proved the two ends expires; zero: never
 
-	notice time.Duration // before expires; from then on the connection is retiring
-
 	retiring atomic.Bool // retire was called
 	onWrite  atomic.Pointer[func([]byte) bool]
 

@@ -197,7 +197,7 @@ func (l *Listener) admit(c *conn, due time.Time) Refusal {
 	}
 }
 
-// If nobody takes the connection, offer leaves it to admit to close it.
+// offer keeps Close and evictions away from a connection that Accept may return. If nobody takes it, admit closes it.
 func (l *Listener) offer(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -254,8 +254,8 @@ func (l *Listener) keep(c *conn) {
 		return
 	}
 	life := max(time.Until(c.expires), 0)
-	c.notice = min(life/20+rand.N(life/20+1), time.Minute/2+rand.N(time.Minute/2))
-	c.timer = time.AfterFunc(life-c.notice, c.retire)
+	notice := min(life/20+rand.N(life/20+1), time.Minute/2+rand.N(time.Minute/2)) // from then on the connection is retiring
+	c.timer = time.AfterFunc(life-notice, c.retire)
 }
 
 // networkOf returns the IP address that MaxPendingPerIP counts by. It is invalid for addresses without one, such as those of

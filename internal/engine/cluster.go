@@ -234,24 +234,19 @@ func (c *cluster) watch() {
 	case entry == nil:
 		c.subscribe(c.engine.watcher, c.config.service, c.update)
 	case entry.LookUp:
-		named := namedEndpoints{found: make([][]discovery.Endpoint, len(entry.Endpoints))}
+		var mu sync.Mutex // held while the endpoints are handed on, so that the latest set comes last
+		named := make([][]discovery.Endpoint, len(entry.Endpoints))
 		for i, e := range entry.Endpoints {
 			c.subscribe(c.engine.names, discovery.Service{Host: e.Address}, func(found []discovery.Endpoint) {
-				named.mu.Lock()
-				defer named.mu.Unlock()
-				named.found[i] = at(e, found)
-				c.update(slices.Concat(named.found...))
+				mu.Lock()
+				defer mu.Unlock()
+				named[i] = at(e, found)
+				c.update(slices.Concat(named...))
 			})
 		}
 	default:
 		c.update(entry.Endpoints)
 	}
-}
-
-// namedEndpoints are the endpoints behind several names.
-type namedEndpoints struct {
-	mu    sync.Mutex // held while they are handed on, so that the latest set comes last
-	found [][]discovery.Endpoint
 }
 
 // at returns e once for each address that was found for its name.

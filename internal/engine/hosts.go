@@ -258,10 +258,7 @@ func (c *hostCache) init(e *Engine, plan *policy.Plan) {
 // lookup returns the host that routes a call. It is the one that the authority names, if a document names it too, and the
 // dialled host otherwise. The port is the dialled host's in any case.
 func (c *hostCache) lookup(r *Request) *host {
-	asked := c.of(r.Scheme).get(r.Host)
-	if asked == nil {
-		asked = c.add(r.Scheme, r.Host)
-	}
+	asked := c.get(r.Scheme, r.Host)
 	if r.Authority == "" || r.Authority == r.Host {
 		return asked
 	}
