@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"sync"
 
-	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 )
 
@@ -16,10 +15,13 @@ var errNotAgain = errors.New("limit: the connection was lost, and the request ha
 // close a body that was not read.
 type held struct {
 	source io.ReadCloser
+	get    func() (io.ReadCloser, error) // GetBody of the request, nil if nobody needs to know of its bodies
+	later  *held                         // what get has returned last to net/http, which may lose it
 
 	mu       sync.Mutex
 	read     bool
-	closed   bool // Close was called; the source may still be open
+	closed   bool // Close was called
+	shut     bool // the source is closed
 	released bool
 }
 
@@ -33,11 +35,38 @@ func hold(req *http.Request) (*http.Request, *held) {
 		held
 	}{Request: *req, held: held{source: req.Body}}
 	out.Request.Body = &out.held
+	if req.GetBody != nil && caller.ToWatch(req) {
+		out.held.get, out.Request.GetBody = req.GetBody, out.held.fresh
+	}
 	return &out.Request, &out.held
+}
+
+// fresh is the GetBody of the request that is sent. net/http calls it, if at all, before RoundTrip returns, when it has done with the body
+// before.
+func (b *held) fresh() (io.ReadCloser, error) {
+	again, err := caller.BodyAgain(b.get)
+	if err != nil {
+		return nil, err
+	}
+	b.last().end()
+	b.later = &held{source: again}
+	return b.later, nil
+}
+
+// last returns the body that net/http has got last.
+func (b *held) last() *held {
+	if b.later != nil {
+		return b.later
+	}
+	return b
 }
 
 func (b *held) Read(p []byte) (int, error) {
 	b.mu.Lock()
+	if b.closed && !b.read { // the source stays as it is, so that it can be sent again
+		b.mu.Unlock()
+		return 0, http.ErrBodyReadAfterClose
+	}
 	b.read = true
 	b.mu.Unlock()
 	return b.source.Read(p)
@@ -46,7 +75,8 @@ func (b *held) Read(p []byte) (int, error) {
 func (b *held) Close() error {
 	b.mu.Lock()
 	b.closed = true
-	now := b.read || b.released
+	now := !b.shut && (b.read || b.released)
+	b.shut = b.shut || now
 	b.mu.Unlock()
 	if !now {
 		return nil
@@ -54,17 +84,26 @@ func (b *held) Close() error {
 	return b.source.Close()
 }
 
-// release allows the body to be closed: the request was sent, or will not be sent at all.
-func (b *held) release() {
+// end closes the source, unless that has been done.
+func (b *held) end() {
+	b.mu.Lock()
+	b.released = true
+	b.mu.Unlock()
+	b.Close()
+}
+
+// release allows the body to be closed: the request was sent, or will not be sent at all. err is the error of the call.
+func (b *held) release(err error) {
 	if b == nil {
 		return
 	}
-	b.mu.Lock()
-	due := b.closed && !b.read
-	b.released = true
-	b.mu.Unlock()
+	last := b.last()
+	last.mu.Lock()
+	due := last.closed || err != nil && last != b // HTTP/2 of net/http loses the body of a repetition that does not take place
+	last.released = true
+	last.mu.Unlock()
 	if due {
-		b.source.Close()
+		last.Close()
 	}
 }
 
@@ -74,15 +113,19 @@ func (b *held) again(req *http.Request) (*http.Request, error) {
 	if b == nil {
 		return req, nil
 	}
-	b.mu.Lock()
-	read, closed := b.read, b.closed
-	b.mu.Unlock()
-	if !read {
+	last := b.last()
+	last.mu.Lock()
+	read := last.read
+	last.mu.Unlock()
+	if !read && last == b {
 		return req, nil
 	}
-	if !closed {
-		body.CloseRequest(req)
+	next := *req
+	if !read { // the one before cannot be read any more
+		next.Body = last.source
+		return &next, nil
 	}
+	last.end()
 	if req.GetBody == nil {
 		return nil, errNotAgain
 	}
@@ -90,7 +133,6 @@ func (b *held) again(req *http.Request) (*http.Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	next := *req
 	next.Body = fresh
 	return &next, nil
 }

@@ -171,7 +171,7 @@ func (m *multiplexed) dial(req *http.Request) (resp *http.Response, next *http.R
 		next, err = b.again(req)
 		return nil, next, err
 	}
-	b.release()
+	b.release(err)
 	m.answered(req, resp)
 	return resp, nil, err
 }

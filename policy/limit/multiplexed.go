@@ -145,9 +145,17 @@ func (m *multiplexed) roundTrip(req *http.Request) (resp *http.Response, next *h
 		next, err = b.again(req)
 		return nil, next, err
 	}
-	b.release()
+	b.release(err)
 	m.touch()
 	return resp, nil, err
+}
+
+// through sends a call with net/http's transport.
+func (m *multiplexed) through(req *http.Request) (*http.Response, error) {
+	out, b := hold(req)
+	resp, err := m.conns.transport.RoundTrip(out)
+	b.release(err)
+	return resp, err
 }
 
 // known reports whether the peer is known to speak HTTP/2 to calls like req.

@@ -108,7 +108,7 @@ func (m *multiplexed) lead(req *http.Request, o *opening) (*http.Response, error
 	req = req.WithContext(ctx)
 	resp, next, err := m.roundTrip(req) // since another call may have opened one just before this one joined
 	if next != nil {
-		resp, err = m.conns.transport.RoundTrip(next)
+		resp, err = m.through(next)
 	}
 	if err != nil && asked && !got && ctx.Err() == nil && !caller.Canceled(req) {
 		w.end(authority, o, err)
