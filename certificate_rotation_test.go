@@ -523,7 +523,11 @@ func (r *rotation) check(t *testing.T, seconds int64, stalled time.Duration) {
 	if n := r.outages.Load(); n > 0 && !r.dies {
 		report("%d errors of APIs that were always there, or identities that expired", n)
 	}
-	if lacks := r.lacks(seconds); lacks != "" {
+	switch lacks := r.lacks(seconds); {
+	case lacks == "":
+	case stalled > tolerable: // and nobody can be asked to do enough on such a machine
+		t.Skipf("the test proves nothing: there are not enough %s", lacks)
+	default:
 		t.Errorf("the test proves nothing: there are not enough %s", lacks)
 	}
 }
