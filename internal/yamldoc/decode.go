@@ -99,6 +99,8 @@ type walk struct {
 	loose   bool     // see DecodeLoosely
 	aliases int      // aliases around the current node
 	aliased int      // nodes reached through aliases
+	into    reflect.Type
+	known   []Field // all fields of that type; see belongs
 
 	malformed bool // there is an error other than a refused field
 }
@@ -108,6 +110,7 @@ func (w *walk) whole(into any) bool {
 	if w.doc.load(); w.doc.root == nil {
 		return false
 	}
+	w.into = reflect.TypeOf(into).Elem()
 	w.structure(w.doc.root, reflect.ValueOf(into).Elem())
 	return !w.malformed
 }
@@ -305,7 +308,11 @@ func (w *walk) unknown(key *yaml.Node, st *structType) {
 	if key.Value == "" {
 		w.path[len(w.path)-1].key = `""`
 	}
-	w.errorf(key, "unknown field %q%s", clip(key.Value), Hint(key.Value, st.names()))
+	hint := Hint(key.Value, st.names())
+	if hint == "" {
+		hint = w.belongs(key.Value)
+	}
+	w.errorf(key, "unknown field %q%s", clip(key.Value), hint)
 	w.path = w.path[:len(w.path)-1]
 }
 

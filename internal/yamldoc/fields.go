@@ -120,6 +120,52 @@ func Hint(name string, names []string) string {
 	return ", did you mean " + strconv.Quote(near) + "?"
 }
 
+// belongs says which other object of the document has a field with the name of the last part of the path: the nearest one. It says nothing about
+// names of which that cannot be told, such as "name": those of plain values that different objects have.
+func (w *walk) belongs(name string) string {
+	if w.known == nil {
+		w.known = w.dec.fields(nil, "", w.into, nil)
+	}
+	var at []string
+	for _, p := range w.path {
+		if p.key != "" {
+			at = append(at, p.key)
+		} else if len(at) > 0 {
+			at[len(at)-1] += "[]"
+		}
+	}
+	best, most, owner := "", -1, ""
+	for i, f := range w.known {
+		object, ok := strings.CutSuffix(f.Path, "."+name)
+		if !ok || f.State != Enforced {
+			continue
+		}
+		of := object[strings.LastIndexByte(object, '.')+1:]
+		inside := ""
+		if i+1 < len(w.known) {
+			inside, _ = strings.CutPrefix(w.known[i+1].Path, f.Path)
+		}
+		if plain := inside == "" || !strings.ContainsRune(".[{", rune(inside[0])); plain && owner != "" && of != owner {
+			return ""
+		}
+		owner = of
+		common := 0
+		for j, part := range strings.Split(object, ".") {
+			if j == len(at) || part != at[j] {
+				break
+			}
+			common++
+		}
+		if common > most || common == most && len(object) < len(best) {
+			best, most = object, common
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return ": it belongs in " + best
+}
+
 // Closest returns the most similar of names, or "" if none is similar enough. Case and separators are ignored.
 func Closest(name string, names []string) string {
 	if len(name) > 64 {

@@ -38,6 +38,7 @@ type object struct {
 	Kind string `yaml:"kind"`
 	Spec struct {
 		HTTP []route `yaml:"http"`
+		Name string  `yaml:"name"`
 	} `yaml:"spec"`
 }
 
@@ -110,6 +111,11 @@ func TestProblems(t *testing.T) {
 		want string
 	}{
 		{"unknown field", "retris: {}", `5: spec.http[0].retris: error: unknown field "retris", did you mean "retries"?`},
+		{"of another object", "codes: [1]", `5: spec.http[0].codes: error: unknown field "codes": it belongs in spec.http[].retries`},
+		{"an object of another object", "deep: {}", `5: spec.http[0].deep: error: unknown field "deep": it belongs in spec.http[].retries`},
+		{"of an object above", "retries:\n      weight: 1", `6: spec.http[0].retries.weight: error: unknown field "weight": it belongs in spec.http[]`},
+		{"of several objects", "retries:\n      name: a", `6: spec.http[0].retries.name: error: unknown field "name"`},
+		{"refused elsewhere", "retries:\n      tunnel: a", `6: spec.http[0].retries.tunnel: error: unknown field "tunnel"`},
 		{"far from any field", "zzzzzz: 1", `5: spec.http[0].zzzzzz: error: unknown field "zzzzzz"`},
 		{"snake case", "retries:\n      per_try_timeout: 1s",
 			`6: spec.http[0].retries.per_try_timeout: error: unknown field "per_try_timeout", did you mean "perTryTimeout"?`},
