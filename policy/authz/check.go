@@ -11,7 +11,7 @@ import (
 // The checks below reject values that no request can match: a Deny rule with such a value would silently deny nothing.
 
 var (
-	errMiddleStar = errors.New("only one star is special, at the beginning or at the end")
+	errMiddleStar = errors.New("only one star is special, at the beginning or at the end: write out what any other stands for")
 	errSpaces     = errors.New("it contains a space or a control character, which no request has there")
 )
 

@@ -414,7 +414,7 @@ func (c check) jwtRule(r *JWTRule, at string) {
 	if r.JWKS != "" {
 		_, skipped, err := jwt.ParseKeys(r.JWKS)
 		if err != nil {
-			c.Errorf(at+".jwks", "is not a JSON Web Key Set that can verify a token: %v", err)
+			c.Errorf(at+".jwks", "is not a JSON Web Key Set that can verify a token: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 			skipped = nil // the error includes them
 		}
 		for _, why := range skipped {

@@ -28,7 +28,8 @@ func (se *ServiceEntry) Check(doc *yamldoc.Document) {
 		case strings.HasPrefix(host, "*") && !strings.HasPrefix(host, "*."):
 			c.Warnf(at, `"*" stands for whole labels elsewhere: write "*.example.com"`)
 		case !strings.Contains(host, "."):
-			c.Warnf(at, "%q has no dot: callers mean the service of that name in their own namespace", host)
+			c.Warnf(at, "%q has no dot: callers mean the service of that name in their own namespace: write the full name, such as %s.%s.svc.cluster.local", host,
+				host, se.Namespace())
 		}
 	}
 	c.addresses(spec)
