@@ -1,8 +1,13 @@
 // Package tracingmesh traces the calls and requests of a mesh, over HTTP and gRPC.
 //
+//	exporter, err := otlptracegrpc.New(ctx) // of OpenTelemetry's SDK, which the program chooses; OTEL_EXPORTER_OTLP_ENDPOINT says where to
+//	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter))
 //	observer, err := tracingmesh.Observer(tracing.Config{Provider: provider})
 //	...
 //	m, err := mesh.New(ctx, mesh.WithObserver(observer), ...)
+//	...
+//	m.Close()
+//	err = provider.Shutdown(ctx) // sends the spans that wait
 //
 // Calls have the spans that package tracing describes. An HTTP call has a CLIENT span for each attempt, with the endpoint as
 // network.peer.address. A gRPC call has one CLIENT span, with an event for each attempt. The span of the last attempt and that of the
