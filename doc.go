@@ -89,15 +89,18 @@
 //     as it was sent, with the claims of its token. As far as there are any, all of them must allow it. Where a path or a repeated
 //     header can be read in several ways, an ALLOW rule must match under every reading, a DENY rule under any.
 //
-//  5. Limits. First concurrency, then rate. Only authorized requests count.
+//  5. CORS. The policy of the route that the request would have as a call answers preflights of web pages, which do not count
+//     for the limits, and sets the fields of other answers. That of a request that was denied has none.
 //
-//  6. Deadline. The time for which a caller in the mesh will wait becomes the deadline of the handler's context.
+//  6. Limits. First concurrency, then rate. Only authorized requests count.
 //
-//  7. Sanitizing. Headers that only the mesh may set are removed from the request of a peer without an identity. A peer with
+//  7. Deadline. The time for which a caller in the mesh will wait becomes the deadline of the handler's context.
+//
+//  8. Sanitizing. Headers that only the mesh may set are removed from the request of a peer without an identity. A peer with
 //     an identity is named in x-forwarded-client-cert. This comes after authorization, which sees what was sent, and before
 //     any code that trusts these headers.
 //
-//  8. Handler. While it runs, the request is authorized again when documents or bundles change, and when the certificate of
+//  9. Handler. While it runs, the request is authorized again when documents or bundles change, and when the certificate of
 //     its peer expires. If it is denied then, it is cut off.
 //
 // # Responses and errors

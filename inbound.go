@@ -20,7 +20,7 @@ import (
 
 // Handler returns next behind the inbound side of the mesh. Each request passes these stages, in this order: identification
 // of the peer, the PeerAuthentication of the port, the RequestAuthentications, what authorizes requests ([policy.Inbound.Authorize]), the
-// limits, the deadline that the caller announces, which becomes the deadline of the handler's context, and the removal of
+// CORS policies of VirtualServices and HTTPRoutes, the limits, the deadline that the caller announces, which becomes the deadline of the handler's context, and the removal of
 // headers that the peer may not assert.
 //
 // The peer is identified by its certificate, which is verified again for each request, whichever listener terminated TLS.
@@ -131,7 +131,16 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	// HTTP/2 has a new goroutine for each request. If the stages called each other, its stack would have to grow, which takes longer than all
 	// of them.
 	h.identify(r, in)
-	if !h.admit(w, r, in) || !h.limit(w, r, in) {
+	if !h.admit(w, r, in) {
+		return
+	}
+	if in.rules.CORS != nil && r.Header["Origin"] != nil {
+		var over bool
+		if w, over = h.cors(w, r, in); over {
+			return
+		}
+	}
+	if !h.limit(w, r, in) {
 		return
 	}
 	r = h.altered(r, in)
@@ -157,6 +166,9 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	}
 	h.next.ServeHTTP(w, r)
 	returned = true
+	if in.recorder != nil {
+		in.recorder.End()
+	}
 	if gRPC {
 		loads.tellAtEnd(w.Header(), in.Peer)
 	}

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/nosidecar/mesh/internal/cors"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -107,6 +108,8 @@ type step struct {
 
 	service        string // the only service that the route leads to, which may be the host of the request; "*" for several
 	timed, retried bool   // a VirtualService sets the timeout, and the retries
+
+	cors *cors.Config // of a route of the Gateway API; nil if it has none
 }
 
 // Origin is where a route comes from.
@@ -173,15 +176,24 @@ func (c *claim) of(port int) *claim {
 
 // ports returns the ports that the document applies to, or nil for all.
 func (c *claim) ports() []int {
-	switch {
-	case c.whole != nil:
-		return c.whole.ports
-	case c.attached != nil:
+	if c.attached != nil {
 		return c.attached.ports
-	case c.virtual != nil && c.virtual.ports != nil:
-		return *c.virtual.ports
+	}
+	if _, s := c.scopes(); s != nil {
+		return s.calls
 	}
 	return nil
+}
+
+// scopes returns to which requests the VirtualService of a claim applies, and whether there are such calls. There may be no VirtualService.
+func (c *claim) scopes() (some bool, s *scopes) {
+	switch {
+	case c.whole != nil:
+		return c.whole.some, c.whole.scopes
+	case c.virtual != nil:
+		return c.virtual.some, c.virtual.scopes
+	}
+	return false, nil
 }
 
 // same reports whether two claims are about the same documents at the same places. Either may be nil.

@@ -163,6 +163,7 @@ func (c *compiler) combineAll() {
 	c.linkerdServers()
 	c.trafficTargets()
 	c.requestAuthentications()
+	c.corsPolicies()
 	c.telemetries()
 }
 
@@ -275,6 +276,8 @@ type compiler struct {
 	lastClaims map[string]*claim // by host: the last of several claims, each of which has the ports that the earlier ones leave
 
 	leading map[leads]bool // whether there are documents to join about these services; see joins
+
+	arriving []*claim // those of requests that arrive, in the order in which the documents claim hosts
 
 	joints map[string][]*joint // by host: those of all rounds
 	joined map[string]int      // by namespace: the number of routes and matches of its documents with others; see mostJoined

@@ -20,8 +20,9 @@ type expansion struct {
 	delegates []*virtual // one for each delegation; nil if the delegate does not exist
 
 	leads   []string   // the hosts that requests are sent to
-	ports   []int      // the ports that it applies to; nil for all
+	scopes  *scopes    // to which requests it applies; nil for all
 	some    bool       // some route applies to the workload
+	cors    bool       // some route has a CORS policy
 	without *omissions // nil if nothing is left out
 }
 
@@ -135,7 +136,8 @@ func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion 
 			e.leads = addTo(e.leads, c.word(m.Target.Host))
 		}
 	}
-	e.ports, e.some = portsOf(whole.VirtualService, client)
+	e.cors = whole.HasCORS()
+	e.some, e.scopes = c.plan.scopesOf(whole.VirtualService)
 	if len(whole.Missing)+len(whole.Dropped) == 0 {
 		return e
 	}

@@ -73,6 +73,7 @@ func (a *attached) shares(b *attached) bool {
 // claimAttached assigns a host to its routes.
 func (c *compiler) claimAttached(own *claim) {
 	p, a := c.plan, own.attached
+	c.arrives(own)
 	if !p.seesRoutes(a) {
 		return
 	}

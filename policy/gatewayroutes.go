@@ -23,6 +23,7 @@ type gatewayRoute struct {
 	servers []gateway.Parent // the Servers of Linkerd that it is attached to
 	parents []parent         // what else it is attached to and matters to the workload
 	leads   []string         // the hosts that requests are sent to
+	cors    bool             // some rule says what pages of other origins may do
 	lines   []int32          // the lines of its rules, relative to that of the document
 }
 
@@ -76,6 +77,7 @@ func readRoute[T any, P interface {
 	if len(all) == 0 {
 		return g
 	}
+	g.cors = is.HasCORS()
 	routes := is.Routes(c.plan.workload.ClusterDomain)
 	plain := make([]route.Route, len(routes))
 	for i := range routes {
@@ -356,7 +358,7 @@ func (a *attached) steps(domain string) []step {
 	steps := make([]step, len(all))
 	for i := range all {
 		r := &all[i]
-		steps[i] = step{Route: r.Route.Route, origin: origin{document: r.by.identity.String(), by: r.by, index: r.Rule, matches: slices.Repeat([]int{r.Match}, len(r.Matches))}}
+		steps[i] = step{Route: r.Route.Route, cors: r.CORS, origin: origin{document: r.by.identity.String(), by: r.by, index: r.Rule, matches: slices.Repeat([]int{r.Match}, len(r.Matches))}}
 	}
 	return steps
 }

@@ -7,16 +7,21 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/asserted"
+	"github.com/nosidecar/mesh/internal/cors"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/jwt"
+	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
 // Inbound is the part of a plan about connections and requests to its workload. It is immutable and safe for concurrent use.
 type Inbound struct {
+	// CORS returns the CORS policy of a request to the workload, or nil if it has none. It is nil if no document has a policy. A mesh calls it.
+	CORS func(*route.Request) *cors.Policy
+
 	mode       tlsid.Mode
 	ports      map[int]tlsid.Mode // the ports with a mode of their own
 	authorizer *authz.Authorizer  // nil without AuthorizationPolicies and intentions

@@ -94,7 +94,7 @@ func TestWildcardsAndShortNames(t *testing.T) {
 
 // TestGatewayDocuments has documents for gateways that use what is not enforced: they are skipped.
 func TestGatewayDocuments(t *testing.T) {
-	const unenforced = `corsPolicy: {allowOrigins: [{exact: x}]}, headers: {request: {set: {x: "%DOWNSTREAM_LOCAL_ADDRESS%"}}}, retries: {attempts: 1, retryRemoteLocalities: true}`
+	const unenforced = `headers: {request: {set: {x: "%DOWNSTREAM_LOCAL_ADDRESS%"}}}, retries: {attempts: 1, retryRemoteLocalities: true}`
 	plan, findings := compiled(t, virtualService("edge", `
   hosts: ["*"]
   gateways: [edge]
@@ -124,11 +124,11 @@ func TestGatewayDocuments(t *testing.T) {
 		t.Errorf("Origin = %+v", o)
 	}
 	for name, spec := range map[string]string{
-		"one match for the mesh": `{hosts: [a], gateways: [edge, mesh], http: [{match: [{gateways: [edge]}, {}], route: [{destination: {host: a}}], corsPolicy: {}}]}`,
-		"mesh":                   `{hosts: [a], gateways: [edge, mesh], http: [{route: [{destination: {host: a}}], corsPolicy: {}}]}`,
+		"one match for the mesh": `{hosts: [a], gateways: [edge, mesh], http: [{match: [{gateways: [edge]}, {}], route: [{destination: {host: a}}], retries: {attempts: 1, retryRemoteLocalities: true}}]}`,
+		"mesh":                   `{hosts: [a], gateways: [edge, mesh], http: [{route: [{destination: {host: a}}], retries: {attempts: 1, retryRemoteLocalities: true}}]}`,
 	} {
 		if plan, _ := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(virtualService("a", spec))}}, workload); plan != nil {
-			t.Errorf("%s: a corsPolicy that is not enforced is accepted", name)
+			t.Errorf("%s: a setting that is not enforced is accepted", name)
 		}
 	}
 }
@@ -140,7 +140,7 @@ func TestGatewayDelegates(t *testing.T) {
   http:
   - match: [{uri: {prefix: /b}}]
     route: [{destination: {host: b, subset: v1}}]
-    corsPolicy: {allowOrigins: [{exact: x}]}
+    retries: {attempts: 1, retryRemoteLocalities: true}
     headers: {request: {set: {x: "%DOWNSTREAM_LOCAL_ADDRESS%"}}}
 `
 	atGateway := virtualService("edge", "{hosts: [a], gateways: [edge], http: [{delegate: {name: leaf}}]}")
@@ -160,7 +160,7 @@ func TestGatewayDelegates(t *testing.T) {
 			t.Fatal("a delegate in the mesh that uses what is not enforced is accepted")
 		}
 		refused = refused.Err().(policy.Findings)
-		if len(refused) != 1 || refused[0].Name != "leaf" || refused[0].Line != 20 || refused[0].Field != "spec.http[0].corsPolicy" {
+		if len(refused) != 1 || refused[0].Name != "leaf" || refused[0].Line != 20 || refused[0].Field != "spec.http[0].retries.retryRemoteLocalities" {
 			t.Errorf("the errors are\n%v\nwant one, in line 20 of leaf", refused)
 		}
 		plan, _ = compiled(t, atGateway+mixed+virtualService("leaf", leaf))

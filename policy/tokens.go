@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/http"
 	"slices"
 	"strings"
 
@@ -77,6 +78,52 @@ func (c *compiler) unverified() {
 			}
 		}
 	}
+}
+
+// preflights warns about CORS policies without an effect: preflights have no token, and are denied before the policies are asked.
+func (c *compiler) preflights() {
+	closing := c.needsTokens()
+	if closing == nil {
+		return
+	}
+	for _, own := range c.arriving {
+		if !own.hasCORS() {
+			continue
+		}
+		if d := c.claimer(own); d.namespace == c.plan.workload.Namespace {
+			d.Warnf("spec", "its CORS policies have no effect on preflights that arrive here: they have no token, so that they are answered with 403 because of %s "+
+				"(%s:%d): add a rule for the method OPTIONS to it", closing.identity, closing.file, closing.Line)
+		}
+	}
+}
+
+// needsTokens returns a policy because of which the workload denies every preflight: it allows requests with a token, and no policy allows any
+// other that could be one.
+func (c *compiler) needsTokens() (closing *document) {
+	for _, ap := range c.access {
+		if ap.Failed() || !ap.is.selected || ap.is.policy.Action != authz.Allow || ap.is.policy.DryRun {
+			continue
+		}
+		for i := range ap.is.policy.Rules {
+			r := &ap.is.policy.Rules[i]
+			if opens(r) {
+				return nil
+			}
+			if closing == nil && needsToken(r) {
+				closing = ap.document
+			}
+		}
+	}
+	return closing
+}
+
+// opens reports whether an ALLOW rule may allow a preflight.
+func opens(r *authz.Rule) bool {
+	withToken := len(r.From) > 0 && !slices.ContainsFunc(r.From, func(s authz.Source) bool { return len(s.RequestPrincipals) == 0 }) ||
+		slices.ContainsFunc(r.When, func(c authz.Condition) bool { return strings.HasPrefix(c.Key, "request.auth.") && len(c.Values) > 0 })
+	return !withToken && (len(r.To) == 0 || slices.ContainsFunc(r.To, func(o authz.Operation) bool {
+		return len(o.Methods) == 0 || slices.Contains(o.Methods, http.MethodOptions) || slices.Contains(o.Methods, "*")
+	}))
 }
 
 // needsToken reports whether a rule has conditions on tokens.

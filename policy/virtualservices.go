@@ -20,6 +20,7 @@ type virtual struct {
 	inMesh    bool // it is not only about gateways
 	leaf      bool // it has no hosts: other documents hand requests to it
 	some      bool // some route applies to the workload; for a document with delegates, see whole
+	cors      bool // some route has a CORS policy; for a document with delegates, see whole
 	delegates []delegation
 
 	inUse *yamldoc.Digest // the additional findings of a leaf to which a route in the mesh hands requests
@@ -27,7 +28,7 @@ type virtual struct {
 	leads   []string       // the hosts that its own routes send requests to
 	targets []route.Target // the subsets and the ports that it names: each has a port, or else a subset
 	lines   []int32        // the lines of its routes, relative to that of the document
-	ports   *[]int         // the ports that it applies to; nil for all, as mostly; those of a document with delegates are in whole
+	scopes  *scopes        // to which requests it applies; nil for all, as mostly; those of a document with delegates are in whole
 
 	// The results of the last plan, for the next one.
 	whole atomic.Pointer[expansion]
@@ -58,10 +59,8 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 		is.Table(doc, client) // only for its errors
 	}
 	if !doc.Failed() && v.inMesh && v.delegates == nil {
-		ports, some := portsOf(is, client)
-		if v.some = some; ports != nil {
-			v.ports = &ports
-		}
+		v.cors = is.HasCORS()
+		v.some, v.scopes = c.plan.scopesOf(is)
 	}
 	v.hosts = slices.Clip(v.hosts)
 	v.keep(is)
@@ -180,6 +179,7 @@ func (c *compiler) claim(vs decoded[virtual], own *claim, delegates map[string]d
 		}
 		some = own.whole.some
 	}
+	c.arrives(own)
 	if !p.sees(v) {
 		return
 	}

@@ -53,6 +53,7 @@ type readerFrom struct{ hijacker }
 // ReadFrom implements io.ReaderFrom. As in net/http, a response begins with the first byte: after an empty src, or one that fails at once,
 // the handler can still choose the status.
 func (f readerFrom) ReadFrom(src io.Reader) (int64, error) {
+	f.r.edit() // in case src has something
 	n, err := f.r.w.(io.ReaderFrom).ReadFrom(src)
 	if n > 0 {
 		f.r.begin(http.StatusOK)

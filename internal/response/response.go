@@ -15,6 +15,10 @@ type Recorder struct {
 
 	// Bytes is the number of bytes of the body that were written.
 	Bytes int64
+
+	// Editor edits the header when the response begins, and possibly more than once. It is set before the handler is called. nil leaves the
+	// header as it is.
+	Editor interface{ Edit(http.Header) }
 }
 
 // Watch returns a writer for the handler, which passes everything on to w and records the status. It implements the optional interfaces
@@ -51,7 +55,17 @@ func (r *Recorder) Code() int {
 func (r *Recorder) begin(status int) {
 	// Statuses 1xx precede the response, except for 101.
 	if r.Status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
+		r.edit()
 		r.Status = status
+	}
+}
+
+// End is called when the handler has returned. If it has not begun the response, net/http does.
+func (r *Recorder) End() { r.edit() }
+
+func (r *Recorder) edit() {
+	if r.Status == 0 && r.Editor != nil {
+		r.Editor.Edit(r.w.Header())
 	}
 }
 

@@ -46,6 +46,7 @@ func (r *HTTPRoute) Check(doc *yamldoc.Document) {
 		}
 		c.action(rule, r.Spec.forLinkerd(&r.Object), at)
 		c.atServer(rule, at)
+		c.corsParents(r, rule, at+".filters")
 		c.timeouts(rule.Timeouts, at+".timeouts")
 		c.retry(rule.Retry, at+".retry")
 		if rule.Retry != nil && r.Metadata.Annotations[retryHTTP] != "" {
@@ -290,7 +291,7 @@ func (c check) action(rule *HTTPRouteRule, linkerd bool, at string) {
 		}
 		c.filters(b.Filters, at+".filters")
 		for j := range b.Filters {
-			if f := &b.Filters[j]; f.RequestMirror != nil || f.RequestRedirect != nil || f.URLRewrite != nil {
+			if f := &b.Filters[j]; f.RequestMirror != nil || f.RequestRedirect != nil || f.URLRewrite != nil || f.CORS != nil {
 				c.Errorf(yamldoc.Index(at+".filters", j), "%s is not enforced for a single backend: write it in the filters of the rule, or make two rules", f.Type)
 			}
 		}
@@ -310,7 +311,7 @@ func (c check) unsent(rule *HTTPRouteRule, at string) {
 		c.Warnf(at+".retry", message)
 	}
 	for i := range rule.Filters {
-		if f := &rule.Filters[i]; f.RequestMirror != nil || f.RequestHeaderModifier != nil {
+		if f := &rule.Filters[i]; f.RequestMirror != nil || f.RequestHeaderModifier != nil || f.CORS != nil {
 			c.Warnf(yamldoc.Index(at+".filters", i), message)
 		}
 	}

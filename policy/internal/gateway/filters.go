@@ -49,6 +49,7 @@ func (c check) filters(list []HTTPRouteFilter, at string) {
 		c.headers(f.RequestHeaderModifier, at+".requestHeaderModifier", c.grpc)
 		c.headers(f.ResponseHeaderModifier, at+".responseHeaderModifier", false)
 		c.mirror(f.RequestMirror, at+".requestMirror")
+		c.cors(f.CORS, at+".cors")
 		if d := f.RequestRedirect; d != nil {
 			c.redirect(d, at+".requestRedirect")
 		}

@@ -30,6 +30,9 @@ type Document interface {
 	// Inbound translates the document, which must have passed Check, for the Servers that it is attached to.
 	Inbound() []Inbound
 
+	// HasCORS reports whether the document says what pages of other origins may do.
+	HasCORS() bool
+
 	// Routes translates the document, which must have passed Check. Services have names in the domain of the cluster.
 	Routes(domain string) []Route
 }
@@ -139,7 +142,7 @@ type HTTPRouteFilter struct {
 	RequestMirror          *HTTPRequestMirrorFilter   `yaml:"requestMirror"`
 	RequestRedirect        *HTTPRequestRedirectFilter `yaml:"requestRedirect"`
 	URLRewrite             *HTTPURLRewriteFilter      `yaml:"urlRewrite"`
-	CORS                   *yamldoc.Any               `yaml:"cors" mesh:"refused: a CORS policy acts where requests arrive and is not enforced yet: remove it, and answer CORS requests in the handler of the server"`
+	CORS                   *HTTPCORSFilter            `yaml:"cors"`
 	ExternalAuth           *yamldoc.Any               `yaml:"externalAuth" mesh:"refused: authorization by another server is not enforced: write an AuthorizationPolicy of security.istio.io"`
 	ExtensionRef           *yamldoc.Any               `yaml:"extensionRef" mesh:"refused: extensions are not enforced: do it in the program, around its client or handler"`
 }
@@ -186,6 +189,16 @@ type HTTPRequestRedirectFilter struct {
 	Path       *HTTPPathModifier `yaml:"path"`
 	Port       *int32            `yaml:"port"`
 	StatusCode *int              `yaml:"statusCode"`
+}
+
+// HTTPCORSFilter answers requests of web pages of other origins.
+type HTTPCORSFilter struct {
+	AllowOrigins     []string `yaml:"allowOrigins"`
+	AllowCredentials *bool    `yaml:"allowCredentials"`
+	AllowMethods     []string `yaml:"allowMethods"`
+	AllowHeaders     []string `yaml:"allowHeaders"`
+	ExposeHeaders    []string `yaml:"exposeHeaders"`
+	MaxAge           *int32   `yaml:"maxAge"`
 }
 
 // HTTPURLRewriteFilter changes what the backend sees.

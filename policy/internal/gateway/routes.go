@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/cors"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/route"
@@ -20,6 +21,8 @@ type Route struct {
 
 	Rule  int // the index of the rule in the document, or -1 if it has none
 	Match int // the index of the match in the rule, or -1 if the rule has none
+
+	CORS *cors.Config // nil if the rule says nothing about requests of other origins
 
 	rank rank
 }
@@ -60,6 +63,7 @@ func (r *HTTPRoute) Routes(domain string) []Route {
 		for j := range matches {
 			for _, one := range matches[j].routes(rule, to) {
 				one.Rule, one.Match = min(i, len(r.Spec.Rules)-1), min(j, len(rule.Matches)-1)
+				one.CORS = rule.cors()
 				out = append(out, one)
 			}
 		}

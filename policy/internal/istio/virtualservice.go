@@ -36,7 +36,7 @@ type HTTPRoute struct {
 	MirrorPercent    *uint32                `yaml:"mirrorPercent,nullable" oneof:"mirrorPercent"`
 	MirrorPercentOld *uint32                `yaml:"mirror_percent,nullable" oneof:"mirrorPercent"`
 	MirrorPercentage *Percent               `yaml:"mirrorPercentage"`
-	CorsPolicy       *CorsPolicy            `yaml:"corsPolicy" mesh:"refused: a CORS policy acts where requests arrive and is not enforced yet: remove it, and answer CORS requests in the handler of the server"`
+	CorsPolicy       *CorsPolicy            `yaml:"corsPolicy"`
 	Headers          *Headers               `yaml:"headers"`
 }
 

@@ -153,6 +153,7 @@ func (c check) route(r *HTTPRoute, at string) {
 		c.Errorf(at+".directResponse.status", "%d is not a status of a response: it must be from 200 to 599", d.Status)
 	}
 	c.rewrite(r, at)
+	c.cors(r, at)
 }
 
 // action checks that the route does exactly one thing with a request.
