@@ -70,7 +70,7 @@ type Observer struct {
 	// ConnEnd is called exactly once for each ConnStart: when the connection is closed, or at once if there is none.
 	ConnEnd func(c *Conn)
 
-	// Ejection is called when outlier detection ejects an endpoint, or readmits it.
+	// Ejection is called when outlier detection, or the failure accrual of Linkerd, ejects an endpoint or readmits it.
 	Ejection func(target route.Target, event breaker.Event)
 
 	// EjectionWithheld is called when an endpoint fails often enough to be ejected and stays, because maxEjectionPercent, which is

@@ -66,12 +66,12 @@ func (c *compiler) restricts(p *piece) bool {
 	return true
 }
 
-// tuned warns of the annotations by which Linkerd sets how a Service is called, and Istio who may call it.
-func tuned(d *yamldoc.Document) {
+// unread warns of annotations of a Service that are about calls to it, and have no effect here.
+func unread(d *yamldoc.Document) {
 	keys, _ := d.Keys("metadata.annotations")
 	for _, key := range keys {
-		if of, _, _ := strings.Cut(key, "/"); of == "retry.linkerd.io" || of == "timeout.linkerd.io" || of == "balancer.linkerd.io" {
-			d.Warnf(yamldoc.Key("metadata.annotations", key), "is not enforced: write a ServiceProfile, or a VirtualService and a DestinationRule")
+		if strings.HasPrefix(key, "balancer.alpha.linkerd.io/") {
+			d.Warnf(yamldoc.Key("metadata.annotations", key), "is not enforced: it is an experiment of Linkerd")
 		} else if key == "networking.istio.io/exportTo" {
 			d.Warnf(yamldoc.Key("metadata.annotations", key), "is not enforced: the Service is known to all: who may call it is up to AuthorizationPolicies")
 		}

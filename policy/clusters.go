@@ -143,6 +143,9 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 	} else {
 		c.RetryBudget.Off = true
 	}
+	if a := p.accruals[host]; a != nil && !c.Eject {
+		c.Accrual = *a
+	}
 	c.UpgradeHTTP2 = c.UpgradeHTTP2 || p.http2(host, t.Port)
 	p.entryTLS(&c.TLS, host)
 	return c

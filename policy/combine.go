@@ -80,6 +80,9 @@ func (c *compiler) combined(host string, own, last *claim) *claim {
 // joint returns the joint of a claim with its splits and profiles, or nil if it has none.
 func (c *compiler) joint(host string, own, last *claim) *joint {
 	of, divided := c.profiles[host], c.splits[host]
+	if own != nil && own.attached != nil { // which have the settings of the Service
+		of = nil
+	}
 	if of == nil && divided == nil && !c.joins(own) {
 		return nil
 	}
@@ -333,6 +336,10 @@ func (j *joiner) profile(s step) {
 	}
 	if s.timed && s.retried {
 		j.add(s)
+		return
+	}
+	if profile.service != nil {
+		j.add(profile.annotate(s, j.unit.virtual == nil))
 		return
 	}
 	for i, r := range profile.routes() {

@@ -13,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
+	"github.com/nosidecar/mesh/policy/internal/gateway"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/smi"
 	"github.com/nosidecar/mesh/policy/route"
@@ -153,6 +154,7 @@ func (c *compiler) combineAll() {
 	c.certificateNames()
 	c.trafficSplits()
 	c.serviceProfiles()
+	c.serviceSettings()
 	c.virtualServices()
 	c.disputed()
 	c.unimported()
@@ -194,6 +196,7 @@ func newCompiler(last *Plan, w Workload, in *room) *compiler {
 			ports:    newHostMap(&last.ports, &in.ports),
 			rules:    make(map[string]*hostMap[rules], len(last.rules)),
 			budgets:  make(map[string]*retry.BudgetConfig),
+			accruals: make(map[string]*gateway.Accrual),
 			peers:    make(map[string]*PeerRules),
 			places:   make(map[any]place),
 			words:    last.words,

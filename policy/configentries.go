@@ -301,6 +301,9 @@ func (c *compiler) about(host string) *document {
 	if split := c.splits[host]; split != nil {
 		return c.of(split.by)
 	}
+	if p.accruals[host] != nil {
+		return c.of(p.ports.plain(host))
+	}
 	return nil
 }
 
@@ -317,7 +320,7 @@ func (p *Plan) governs(host string) (consul.Target, bool) {
 	if !g.all || s.Namespace != defaultNamespace || p.claims.find(host) != nil || p.rule(host) != nil || p.entry(host) != nil {
 		return consul.Target{}, false
 	}
-	if _, budgeted := p.budgets[host]; budgeted {
+	if _, budgeted := p.budgets[host]; budgeted || p.accruals[host] != nil {
 		return consul.Target{}, false
 	}
 	return consul.Target{Service: s.Name}, true

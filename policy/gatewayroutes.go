@@ -78,7 +78,7 @@ func readRoute[T any, P interface {
 		return g
 	}
 	g.cors = is.HasCORS()
-	routes := is.Routes(c.plan.workload.ClusterDomain)
+	routes := is.Routes(c.plan.workload.ClusterDomain, nil)
 	plain := make([]route.Route, len(routes))
 	for i := range routes {
 		plain[i] = routes[i].Route
@@ -120,7 +120,8 @@ func reportRules(doc *yamldoc.Document, err error, routes []gateway.Route) {
 type attached struct {
 	attachment
 	members []member
-	ports   []int // the ports that they apply to; nil for all
+	service *gateway.Settings // what the Service says where they do not; nil if it says nothing
+	ports   []int             // the ports that they apply to; nil for all
 	leads   []string
 	done    atomic.Pointer[built] // the compiled routes; nil until they are needed
 }
@@ -145,7 +146,8 @@ type grouping struct {
 	last   *attached // the group of the last plan; nil if it has none
 	same   int       // as long as own is nil, the members are that many of last
 	own    *attached
-	oldest time.Time // see [compiler.oldest]
+	said   *gateway.Settings // by the Service
+	oldest time.Time         // see [compiler.oldest]
 	claim  claim
 }
 
@@ -164,7 +166,7 @@ func (g *grouping) part() {
 	if g.own != nil {
 		return
 	}
-	g.own = &attached{attachment: g.attachment}
+	g.own = &attached{attachment: g.attachment, service: g.said}
 	if g.same > 0 {
 		g.own.members = slices.Clone(g.last.members[:g.same])
 	}
@@ -174,16 +176,17 @@ func (g *grouping) part() {
 // same.
 func (g *grouping) of() *attached {
 	last := g.last
-	if g.own == nil && g.same == len(last.members) {
+	if g.own == nil && g.same == len(last.members) && g.said == last.service {
 		return last
 	}
 	g.part()
 	slices.SortStableFunc(g.own.members, func(a, b member) int { return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name, b.name)) })
-	if last != nil && slices.Equal(last.members, g.own.members) {
+	alike := last != nil && g.said == last.service
+	if alike && slices.Equal(last.members, g.own.members) {
 		return last
 	}
 	g.own.complete()
-	if last != nil && slices.EqualFunc(last.members, g.own.members, func(a, b member) bool { return a.gatewayRoute == b.gatewayRoute && a.port == b.port }) {
+	if alike && slices.EqualFunc(last.members, g.own.members, func(a, b member) bool { return a.gatewayRoute == b.gatewayRoute && a.port == b.port }) {
 		g.own.done.Store(last.done.Load())
 	}
 	return g.own
@@ -228,7 +231,11 @@ func (c *compiler) attachTo(host string, d decoded[gatewayRoute], parent *parent
 		d.Warnf(parent.at(), "has no effect: %s is about %s (%s:%d), and with it routes do not apply", by.identity, host, by.file, by.Line)
 		return
 	}
-	groups.of(attachment{host, parent.namespace != d.namespace, d.kind == "GRPCRoute"}).add(member{d.is, port, d.place()})
+	group := groups.of(attachment{host, parent.namespace != d.namespace, d.kind == "GRPCRoute"})
+	if like := c.profiles[host]; like != nil {
+		group.said = like.service.said
+	}
+	group.add(member{d.is, port, d.place()})
 }
 
 // groups are the groups that are being made, in memory of a room.
@@ -300,7 +307,7 @@ func (c *compiler) portOf(d decoded[gatewayRoute], host string, parent *parent) 
 
 // divided returns the ServiceProfile or the TrafficSplit for a host, or nil. As in Linkerd, routes have no effect on services with one.
 func (c *compiler) divided(host string) *document {
-	if profile := c.profiles[host]; profile != nil {
+	if profile := c.profiles[host]; profile != nil && profile.service == nil {
 		return c.of(profile)
 	}
 	if split := c.splits[host]; split != nil {
@@ -347,7 +354,7 @@ func (a *attached) steps(domain string) []step {
 	}
 	var all []merged
 	for _, m := range a.members {
-		for _, r := range m.peek().Routes(domain) {
+		for _, r := range m.peek().Routes(domain, a.service) {
 			if m.port != 0 {
 				r.Matches = atPort(r.Matches, m.port)
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/internal/gateway"
 	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
@@ -113,7 +114,10 @@ type Plan struct {
 	rules   map[string]*hostMap[rules]     // the DestinationRules of each namespace
 	ports   hostMap[served]                // the ports of the cluster's services, by their full names
 	budgets map[string]*retry.BudgetConfig // by host
-	places  map[any]place                  // the places of splits and profiles, by their content
+
+	accruals map[string]*gateway.Accrual // by host: what Services say of failing endpoints
+
+	places map[any]place // the places of splits and profiles, by their content
 
 	attached table[attachment, attached] // the routes of the Gateway API, with their places
 
@@ -208,6 +212,15 @@ type Cluster struct {
 	Eject   bool
 	Outlier breaker.OutlierConfig
 
+	// Accrual takes an endpoint out after so many failures in a row, as the annotations of Linkerd ask for: for the time Min, and then until a
+	// call to it succeeds. One call at a time tries that, and each that fails doubles the time before the next, up to Max. A random part of up to
+	// Jitter times the time is added. It applies only if Failures is not 0; then Eject is not set.
+	Accrual struct {
+		Failures int
+		Min, Max time.Duration
+		Jitter   float64
+	}
+
 	// Pool bounds connections and requests.
 	Pool limit.PoolConfig
 
@@ -235,7 +248,7 @@ func (c *Cluster) Equal(other *Cluster) bool {
 	return maps.Equal(c.Subset, other.Subset) && c.Missing == other.Missing && c.Closed == other.Closed &&
 		c.Filter.Text == other.Filter.Text && slices.Equal(c.Failover, other.Failover) &&
 		c.Balancer.Equal(other.Balancer) && c.Passthrough == other.Passthrough &&
-		c.Eject == other.Eject && c.Outlier == other.Outlier &&
+		c.Eject == other.Eject && c.Outlier == other.Outlier && c.Accrual == other.Accrual &&
 		c.Pool == other.Pool && c.RetryLimit == other.RetryLimit && c.RetryBudget == other.RetryBudget &&
 		c.TLS.Equal(other.TLS) && c.UpgradeHTTP2 == other.UpgradeHTTP2
 }

@@ -11,12 +11,14 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// profile is a ServiceProfile.
+// profile is a ServiceProfile, or stands for what the annotations of a Service say.
 type profile struct {
 	lazy[linkerd.ServiceProfile]
 	*reading
 	budget       retry.BudgetConfig
 	destinations []route.Destination
+
+	service *served // the Service; nil for a ServiceProfile
 
 	// said is the translated document. It is dropped after the documents were compiled, because it takes more memory than the document.
 	said atomic.Pointer[linkerd.Profile]

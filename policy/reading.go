@@ -381,7 +381,7 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 	case r.kind == "VirtualService":
 		idle = istio.AtGateways(doc, true)
 	case r.kind == "Service":
-		tuned(doc)
+		unread(doc)
 	case r.group == istio.SecurityGroup, r.group == smi.AccessGroup, r.group == linkerd.PolicyGroup && r.kind != "HTTPRoute", routesServer(doc, r):
 		c.unplaced(doc)
 	}
@@ -416,7 +416,7 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 	case *linkerd.ServiceProfile:
 		return readProfile(doc, r, is)
 	case *service:
-		return c.readService(r, is)
+		return c.readService(doc, r, is)
 	case *gateway.HTTPRoute:
 		return readRoute(c, doc, r, is)
 	case *gateway.GRPCRoute:
@@ -448,6 +448,9 @@ func (c *compiler) of(is any) *document {
 				c.byReading[d.is] = d
 			}
 		}
+	}
+	if p, ok := is.(*profile); ok && p.service != nil {
+		is = p.service
 	}
 	return c.byReading[is]
 }

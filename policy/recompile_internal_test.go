@@ -107,6 +107,10 @@ var variants = map[string][]string{
 		`{ports: [{port: 80}]}`,
 		`{ports: [{name: grpc, port: 8080}]}`,
 		`{ports: [{name: http, port: 80}, {name: grpc, port: 8080}]}`,
+		`{retry.linkerd.io/http: 5xx, timeout.linkerd.io/request: 3s}|{ports: [{port: 80}]}`,
+		`{retry.linkerd.io/grpc: unavailable, balancer.linkerd.io/failure-accrual: consecutive}|{ports: []}`,
+		`{balancer.linkerd.io/failure-accrual: consecutive}|{ports: [{port: 80}]}`,
+		`{timeout.linkerd.io/idle: 3s}|{ports: [{port: 80}]}`,
 		`{ports: [{port: 0}]}`,
 	},
 	"consul.hashicorp.com/v1alpha1 ServiceRouter": {
@@ -272,8 +276,11 @@ func (d stored) fields(indent string) string {
 	if d.uid > 0 {
 		metadata += fmt.Sprintf(", uid: \"%d\"", d.uid)
 	}
-	return fmt.Sprintf("apiVersion: %s\n%skind: %s\n%smetadata: {%s}\n%sspec: %s\n",
-		version, indent, kind, indent, metadata, indent, variants[d.kind][d.spec])
+	spec := variants[d.kind][d.spec]
+	if annotations, rest, ok := strings.Cut(spec, "|"); ok && kind == "Service" {
+		metadata, spec = metadata+", annotations: "+annotations, rest
+	}
+	return fmt.Sprintf("apiVersion: %s\n%skind: %s\n%smetadata: {%s}\n%sspec: %s\n", version, indent, kind, indent, metadata, indent, spec)
 }
 
 // written writes documents into up to three sources, some of them as the items of a List.
@@ -600,6 +607,7 @@ func samePlan(t *testing.T, got, want *Plan) {
 	equal("what wildcards have entries", wilds(&got.entries), wilds(&want.entries))
 	equal("the ports", maps.Collect(got.ports.all()), maps.Collect(want.ports.all()))
 	equal("the budgets", got.budgets, want.budgets)
+	equal("the failure accruals", got.accruals, want.accruals)
 	equal("the peers", got.peers, want.peers)
 	equal("what is in force", got.inForce, want.inForce)
 	for _, host := range []string{"a", "b", "b.shop", "c", "x"} {
@@ -656,7 +664,11 @@ func placed(p *Plan, c *claim, b *built) []any {
 		by := o.by
 		switch is := by.(type) { // which the plans may hold in different forms
 		case *profile:
-			by = is.peek()
+			if is.service != nil {
+				by = is.service.said
+			} else {
+				by = is.peek()
+			}
 		case *gatewayRoute:
 			by = is.peek()
 		}

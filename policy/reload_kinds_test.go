@@ -22,6 +22,7 @@ var kinds = []struct {
 	{"VirtualServices", serviceDocuments, 2 << 10, 100},
 	{"delegates", delegatingDocuments, 2 << 10, 0},
 	{"profiles", profiledDocuments, 2 << 10, 0},
+	{"Services", annotatedDocuments, 4 << 10, 0},
 	{"HTTPRoutes", routeDocuments("HTTPRoute", "timeouts: {request: %s}"), 4 << 10, 200},
 	{"GRPCRoutes", routeDocuments("GRPCRoute", "name: %s"), 4 << 10, 200},
 	{"HTTPRoutes of ServiceEntries", entryDocuments, 4 << 10, 200},
@@ -114,6 +115,24 @@ spec:
   - {name: get, condition: {method: GET, pathRegex: "/users/[^/]*"}, isRetryable: true, timeout: 1s}
   - {name: post, condition: {all: [{method: POST}, {not: {pathRegex: /login}}]}, timeout: 2s}
 `, i, timeout)
+}
+
+// annotatedDocuments are two Services with annotations of Linkerd, one of which has an HTTPRoute.
+func annotatedDocuments(i int, timeout string) []byte {
+	const service = `---
+apiVersion: v1
+kind: Service
+metadata:
+  name: %s
+  namespace: default
+  annotations: {%s}
+spec: {ports: [{name: http, port: 80}]}
+`
+	name := fmt.Sprintf("service-%d", i)
+	text := fmt.Appendf(nil, service+service, name, "retry.linkerd.io/http: 5xx, timeout.linkerd.io/request: "+timeout,
+		name+"-v2", "timeout.linkerd.io/request: 7s, balancer.linkerd.io/failure-accrual: consecutive")
+	return append(text, attachedRoute("HTTPRoute", "default", name, "01", fmt.Sprintf(`{group: "", kind: Service, name: %s, port: 80}`, name),
+		fmt.Sprintf("{backendRefs: [{name: %[1]s, port: 80}]}", name))...)
 }
 
 // routeDocuments returns a function that makes two routes of the Gateway API, for two services.

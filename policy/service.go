@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/gateway"
 )
 
 // service is a Kubernetes Service. Only its ports matter here.
@@ -100,13 +101,15 @@ type servicePort struct {
 	http2  bool // it speaks HTTP/2, even without TLS
 }
 
-// served has the ports of a Service.
+// served is what a Service says of the calls to it.
 type served struct {
 	host  string
-	ports []servicePort // never nil: nil would mean that the ports are unknown
+	ports []servicePort     // never nil: nil would mean that the ports are unknown
+	said  *gateway.Settings // by annotations of Linkerd; nil if they say nothing
+	like  *profile          // said, in the form in which they apply where nothing is attached to the Service; nil if they say nothing of that kind
 }
 
-func (c *compiler) readService(r *reading, is *service) *served {
+func (c *compiler) readService(doc *yamldoc.Document, r *reading, is *service) *served {
 	s := &served{
 		host:  r.name + "." + r.namespace + ".svc." + c.plan.workload.ClusterDomain,
 		ports: make([]servicePort, 0, len(is.Spec.Ports)),
@@ -116,6 +119,7 @@ func (c *compiler) readService(r *reading, is *service) *served {
 			s.ports = append(s.ports, servicePort{c.word(p.Name), int(p.Port), http2(p.Name, p.AppProtocol)})
 		}
 	}
+	c.readSettings(doc, r, is, s)
 	return s
 }
 

@@ -28,6 +28,7 @@ type Attempt struct {
 	observer AttemptObserver // nil if nobody observes
 	status   int32           // HTTP status of the answer, or its equivalent; 0 if there is none
 	grpc     int32           // the status of a gRPC answer, plus 1; 0 if there is none
+	decides  bool            // whether the endpoint comes back: see accrual
 
 	// Copied from the cluster, of which the end of the attempt then needs only what it writes.
 	timesAnswers bool // the balancer or the circuit depends on how long the endpoint takes to answer
@@ -116,25 +117,41 @@ func (a *Attempt) pick(ctx context.Context, now time.Time) error {
 	if c.last != nil {
 		c.avoidLast()
 	}
-	if a.sent != 0 && cluster.outlier != nil { // time has passed since the call entered the cluster
-		cluster.outlier.Sweep(now)
+	if a.sent != 0 { // time has passed since the call entered the cluster
+		cluster.sweep(now)
 	}
 	info := balancer.PickInfo{Hash: c.hash, HasHash: c.hashed, Now: now, Tried: c.tried}
-	h, err := cluster.balancer.Pick(info)
-	if err != nil {
-		if h, err = cluster.pickLater(ctx, err, c.slow, info); err != nil {
-			return err
+	var e *endpoint
+	for {
+		h, err := cluster.balancer.Pick(info)
+		if err != nil {
+			if h, err = cluster.pickLater(ctx, err, c.slow, info); err != nil {
+				return err
+			}
+			c.late = true
+			now = a.now()
 		}
-		c.late = true
-		now = a.now()
+		c.last, e = h, h.Value().(*endpoint)
+		if a.mayUse(e) {
+			break
+		}
+		h.Release(0, false)
 	}
-	c.last = h
-	e := h.Value().(*endpoint)
 	a.endpoint = e
+	var err error
 	if a.conns, err = e.enter(c.engine, now, c.ownTLS); err != nil {
 		return refuse(LayerIdentity, FlagConnectFailure, err)
 	}
 	return nil
+}
+
+// mayUse reports whether the attempt may use an endpoint that was picked. One that has failed is tried by one call alone.
+func (a *Attempt) mayUse(e *endpoint) (ok bool) {
+	if e.accrual == nil || a.call.kind == Raw {
+		return true
+	}
+	a.decides, ok = e.accrual.enter(e, e.cluster.config.Balancer.PanicFraction > 0)
+	return ok
 }
 
 // avoidLast has the next attempt prefer endpoints that were not tried. As in Istio, a hash key selects the same endpoint again,
@@ -318,8 +335,17 @@ func (a *Attempt) report(result breaker.Result) {
 	if result == breaker.ConnectFailure {
 		a.cluster.refresh()
 	}
-	if a.endpoint != nil && a.endpoint.tracker != nil {
-		a.endpoint.tracker.Report(result)
+	e := a.endpoint
+	if e == nil {
+		return
+	}
+	if e.tracker != nil {
+		e.tracker.Report(result)
+	}
+	if e.accrual != nil && a.call.kind != Raw {
+		decides := a.decides
+		a.decides = false
+		e.accrual.report(result, decides)
 	}
 }
 
@@ -327,6 +353,10 @@ func (a *Attempt) report(result breaker.Result) {
 func (a *Attempt) leave(failed bool) {
 	if e := a.endpoint; e != nil {
 		a.endpoint = nil
+		if a.decides { // and knows nothing
+			a.decides = false
+			e.accrual.report(breaker.NoResult, true)
+		}
 		if failed && a.latency == 0 && a.timesAnswers {
 			a.latency = a.call.start.elapsed() - a.Sent() // until it failed
 		}

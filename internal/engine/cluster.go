@@ -29,7 +29,8 @@ type cluster struct {
 	// Each part is handed on to the next cluster of the target if a reload leaves its settings alone.
 	balancer *balancer.Balancer
 	sockets  *sockets.Set
-	outlier  *outlierDetector // nil if endpoints are never ejected
+	outlier  *outlierDetector // nil if endpoints are never ejected by outlier detection
+	accruals *accruals        // nil if endpoints are never taken out by Linkerd's failure accrual
 	circuit  *breaker.Circuit // nil if there is none
 	limiter  *retry.Limiter
 	budget   *retry.Budget
@@ -134,6 +135,14 @@ func (c *cluster) protect(previous *cluster) (err error) {
 		}
 	}
 
+	if config.Accrual != (accrualConfig{}) {
+		if p := previous.accruals; p != nil && p.config == config.Accrual {
+			c.accruals = p
+		} else {
+			c.accruals = newAccruals(config.Accrual)
+		}
+	}
+
 	if config.hasCircuit {
 		if p := previous.circuit; p != nil && previous.config.circuit == config.circuit {
 			c.circuit = p
@@ -192,11 +201,19 @@ func (c *cluster) notice(read *time.Time) {
 	}()
 	c.starting.Do(c.start)
 	c.used.Store(read.Unix())
-	if c.outlier != nil {
-		c.outlier.Sweep(*read)
-	}
+	c.sweep(*read)
 	c.seen.Store(read)
 	returned = true
+}
+
+// sweep brings back the endpoints whose time is over.
+func (c *cluster) sweep(now time.Time) {
+	if c.outlier != nil {
+		c.outlier.Sweep(now)
+	}
+	if c.accruals != nil {
+		c.accruals.sweep(now)
+	}
 }
 
 // leave counts a call out. The last one of a closed cluster gives up its endpoints.

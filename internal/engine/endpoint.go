@@ -16,7 +16,8 @@ import (
 type endpoint struct {
 	cluster *cluster
 	host    *balancer.Host
-	tracker *breaker.Tracker               // nil if endpoints are never ejected
+	tracker *breaker.Tracker               // nil if outlier detection ejects no endpoints
+	accrual *accrual                       // nil if failure accrual takes none out
 	plain   atomic.Pointer[sockets.Socket] // without TLS, or with the TLS that the caller's URL asks for
 	secured atomic.Pointer[secured]
 

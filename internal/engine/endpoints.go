@@ -141,12 +141,18 @@ func (c *cluster) attach(h *balancer.Host) any {
 		e.tracker = c.outlier.Track(h.ID())
 		c.outlier.watch(e)
 	}
+	if c.accruals != nil {
+		e.accrual = c.accruals.watch(e)
+	}
 	return e
 }
 
 func (c *cluster) removed(h *balancer.Host) {
 	if c.outlier != nil {
 		c.outlier.unwatch(h)
+	}
+	if c.accruals != nil {
+		c.accruals.unwatch(h)
 	}
 }
 

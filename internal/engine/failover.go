@@ -134,9 +134,7 @@ func (c *cluster) healthy(ctx context.Context) error {
 	if c.config.Missing {
 		return ErrUnknownSubset
 	}
-	if c.outlier != nil {
-		c.outlier.Sweep(time.Now())
-	}
+	c.sweep(time.Now())
 	err := c.balancer.Healthy()
 	if err == balancer.ErrNoEndpoints && !c.heard.Load() {
 		if err := c.wait(ctx); err != nil {

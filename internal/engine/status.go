@@ -115,11 +115,16 @@ func (c *cluster) status() ServiceStatus {
 	}
 	var ejections map[string]breaker.EndpointStatus
 	hosts := c.balancer.Hosts()
-	if c.outlier != nil {
+	if c.outlier != nil || c.accruals != nil {
 		ejections = make(map[string]breaker.EndpointStatus, len(hosts))
+	}
+	if c.outlier != nil {
 		for _, e := range c.outlier.Endpoints() {
 			ejections[e.ID] = e
 		}
+	}
+	if c.accruals != nil {
+		c.accruals.endpoints(ejections)
 	}
 	s.Endpoints = make([]EndpointStatus, 0, len(hosts))
 	for _, h := range hosts {

@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/internal/gateway"
 )
 
 // document is an object of the API server in the form of a document.
@@ -50,7 +52,7 @@ func newDocument(kind kind, version string, object json.RawMessage) (document, e
 	}
 	delete(fields, "status")
 	if kind.Group == "" && kind.Name == "Service" {
-		if err := onlyPorts(fields, metadata); err != nil {
+		if err := onlyUsed(fields, metadata); err != nil {
 			return document{}, err
 		}
 	}
@@ -71,8 +73,8 @@ func sourceName(kind kind, namespace, name string) string {
 	return namespace + "/" + kind.title + "/" + name
 }
 
-// onlyPorts removes the fields of a Service that package policy does not use.
-func onlyPorts(fields, metadata map[string]json.RawMessage) error {
+// onlyUsed removes what package policy does not use of a Service. Otherwise any change of it would be a change of the documents.
+func onlyUsed(fields, metadata map[string]json.RawMessage) error {
 	var spec map[string]json.RawMessage
 	if err := json.Unmarshal(fields["spec"], &spec); err != nil {
 		return fmt.Errorf("spec: %w", err)
@@ -82,10 +84,22 @@ func onlyPorts(fields, metadata map[string]json.RawMessage) error {
 			delete(spec, name)
 		}
 	}
-	for _, name := range []string{"annotations", "labels", "generation"} {
+	for _, name := range []string{"labels", "generation"} {
 		delete(metadata, name)
 	}
+	var annotations map[string]json.RawMessage
+	if text := metadata["annotations"]; text != nil {
+		if err := json.Unmarshal(text, &annotations); err != nil {
+			return fmt.Errorf("metadata.annotations: %w", err)
+		}
+	}
+	maps.DeleteFunc(annotations, func(name string, _ json.RawMessage) bool { return !gateway.IsSetting(name) })
 	var err error
+	if delete(metadata, "annotations"); len(annotations) > 0 {
+		if metadata["annotations"], err = json.Marshal(annotations); err != nil {
+			return err
+		}
+	}
 	fields["spec"], err = json.Marshal(spec)
 	return err
 }

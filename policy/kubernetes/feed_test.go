@@ -115,7 +115,8 @@ spec: {}
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: a, namespace: shop, creationTimestamp: "2026-01-03T00:00:00Z", labels: {app: a}}
+metadata: {name: a, namespace: shop, creationTimestamp: "2026-01-03T00:00:00Z", labels: {app: a},
+  annotations: {team: x, retry.linkerd.io/http: 5xx, balancer.linkerd.io/failure-accrual: consecutive}}
 spec: {clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]}
 ---
 apiVersion: policy.linkerd.io/v1beta3
@@ -144,8 +145,9 @@ spec: {hosts: [z]}
 			t.Errorf("a document is\n%s\nwant\n%s", got, route)
 		}
 		if got := texts["shop/Service/a"]; strings.Contains(got, "clusterIP") || strings.Contains(got, "labels") || !strings.Contains(got, `"ports":[{"name":"http","port":80}]`) ||
+			!strings.Contains(got, `"annotations":{"balancer.linkerd.io/failure-accrual":"consecutive","retry.linkerd.io/http":"5xx"}`) ||
 			!strings.Contains(got, `"kind":"Service"`) || !strings.Contains(got, `"apiVersion":"v1"`) {
-			t.Errorf("a Service is %s, want its ports only", got)
+			t.Errorf("a Service is %s, want its ports and the annotations of Linkerd only", got)
 		}
 		// What an API server keeps for itself changes nothing; what the document says does.
 		server.Apply(`

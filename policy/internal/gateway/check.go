@@ -93,11 +93,16 @@ func (c check) document(object *yamldoc.Object, spec *RouteSpec, rules int) {
 	if len(spec.ParentRefs) == 0 {
 		c.Warnf("spec.parentRefs", "missing: the route is attached to nothing and has no effect")
 	}
-	said := annotated(object, func(key, format string, args ...any) {
+	said := Annotated(object, func(key, format string, args ...any) {
 		c.Errorf(yamldoc.Key("metadata.annotations", key), format, args...)
 	})
-	if c.only && said != (settings{}) {
+	if c.only && said != (Settings{}) {
 		c.Warnf("metadata.annotations", "those for retries and timeouts have no effect: "+unsentAtServer)
+	}
+	for key := range object.Metadata.Annotations {
+		if IsSetting(key) && strings.HasPrefix(key, "balancer.") {
+			c.Warnf(yamldoc.Key("metadata.annotations", key), "has no effect on a route: write it on the Service")
+		}
 	}
 	c.hostnames(spec.Hostnames)
 	seen := make(map[Parent]int)

@@ -33,8 +33,9 @@ type Document interface {
 	// HasCORS reports whether the document says what pages of other origins may do.
 	HasCORS() bool
 
-	// Routes translates the document, which must have passed Check. Services have names in the domain of the cluster.
-	Routes(domain string) []Route
+	// Routes translates the document, which must have passed Check. Services have names in the domain of the cluster. service has the settings of
+	// the Service that it is attached to, which apply where the document has none. It may be nil.
+	Routes(domain string, service *Settings) []Route
 }
 
 // HTTPRoute routes requests to services.

@@ -38,7 +38,7 @@ func routes(t *testing.T, kind, annotations, rules string) []gateway.Route {
 	if doc.Failed() {
 		t.Fatal(doc.Problems)
 	}
-	out := is.Routes("cluster.local")
+	out := is.Routes("cluster.local", nil)
 	slices.SortStableFunc(out, func(a, b gateway.Route) int { return gateway.Compare(&a, &b) })
 	return out
 }
@@ -270,6 +270,76 @@ func TestAnnotations(t *testing.T) {
 		_, doc := read("HTTPRoute", fmt.Sprintf(head, "HTTPRoute", ", annotations: {"+annotation+"}", rules))
 		if len(doc.Problems) != 1 || !strings.Contains(doc.Problems[0].Message, want) || doc.Problems[0].Warning {
 			t.Errorf("%s: %v, want %q", annotation, doc.Problems, want)
+		}
+	}
+}
+
+// service reads the annotations of a Service.
+func service(annotations map[string]string) (said gateway.Settings, wrong []string) {
+	object := &yamldoc.Object{Kind: "Service", Metadata: yamldoc.Metadata{Annotations: annotations}}
+	said = gateway.Annotated(object, func(key, format string, args ...any) { wrong = append(wrong, key+": "+fmt.Sprintf(format, args...)) })
+	return said, wrong
+}
+
+func TestAnnotated_Service(t *testing.T) {
+	said, wrong := service(map[string]string{
+		"retry.linkerd.io/http": "5xx", "retry.linkerd.io/grpc": "internal", "retry.linkerd.io/limit": "2", "retry.linkerd.io/timeout": "0",
+		"timeout.linkerd.io/request": " 1d ", "other": "x", "balancer.linkerd.io/failure-accrual": "consecutive",
+	})
+	if wrong != nil || *said.Timeout != 24*time.Hour || *said.Accrual != (gateway.Accrual{Failures: 7, Min: time.Second, Max: time.Minute, Jitter: 0.5}) {
+		t.Errorf("%+v, %q", said, wrong)
+	}
+	both := said.Both()
+	if both.On != (retry.On{Conditions: retry.ServerError | retry.Internal}) || both.Retries != 2 || said.HTTP.On.Conditions != retry.ServerError || said.GRPC.On.Conditions != retry.Internal {
+		t.Errorf("both %+v, HTTP %+v, gRPC %+v", both, said.HTTP, said.GRPC)
+	}
+	const accrual = "balancer.linkerd.io/failure-accrual"
+	for _, tt := range []struct {
+		name, key, value string
+		mode             string // of failure accrual
+		want             string // the errors
+	}{
+		{"empty conditions", "retry.linkerd.io/http", "", "", `retry.linkerd.io/http: "" is no condition of Linkerd`},
+		{"an empty item", "retry.linkerd.io/http", "5xx,", "", `retry.linkerd.io/http: "" is no condition of Linkerd`},
+		{"no conditions", "retry.linkerd.io/timeout", "1s", "", "retry.linkerd.io/http: missing"},
+		{"an empty limit", "retry.linkerd.io/limit", "", "", `retry.linkerd.io/limit: "" is not a number of retries, retry.linkerd.io/http: missing`},
+		{"a large limit", "retry.linkerd.io/limit", "65536", "", `retry.linkerd.io/limit: "65536" is not a number of retries, retry.linkerd.io/http: missing`},
+		{"an empty timeout", "timeout.linkerd.io/request", "", "", `timeout.linkerd.io/request: "" is not a duration`},
+		{"without a unit", "timeout.linkerd.io/request", "5", "", `timeout.linkerd.io/request: "5" is not a duration`},
+		{"a unit alone", "timeout.linkerd.io/request", "s", "", `timeout.linkerd.io/request: "s" is not a duration`},
+		{"negative", "timeout.linkerd.io/request", "-5s", "", `timeout.linkerd.io/request: "-5s" is not a duration`},
+		{"two parts", "timeout.linkerd.io/request", "1m5s", "", `timeout.linkerd.io/request: "1m5s" is not a duration`},
+		{"zero", "timeout.linkerd.io/request", "0s", "", ""},
+		{"the longest", "timeout.linkerd.io/request", "3650d", "", ""},
+		{"too long", "timeout.linkerd.io/request", "3651d", "", `timeout.linkerd.io/request: "3651d" is too long: the longest duration is 3650d`},
+		{"longer than a Duration", "timeout.linkerd.io/request", "4294967295d", "", `timeout.linkerd.io/request: "4294967295d" is too long`},
+		{"longer than a number", "timeout.linkerd.io/request", "99999999999999999999ms", "", `timeout.linkerd.io/request: "99999999999999999999ms" is too long`},
+		{"response", "timeout.linkerd.io/response", "1s", "", "timeout.linkerd.io/response: is not enforced"},
+		{"idle", "timeout.linkerd.io/idle", "1s", "", "timeout.linkerd.io/idle: is not enforced"},
+		{"unknown", "balancer.linkerd.io/failure-acrual", "consecutive", "", `balancer.linkerd.io/failure-acrual: is not enforced: remove it, did you mean "balancer.linkerd.io/failure-accrual"?`},
+
+		{"another policy", accrual, "unified", "", accrual + `: "unified" is not enforced: write consecutive`},
+		{"an empty policy", accrual, "", "", accrual + `: "" is not enforced`},
+		{"no policy", accrual + "-consecutive-max-failures", "3", "", accrual + ": missing"},
+		{"no failures", accrual + "-consecutive-max-failures", "0", "consecutive", accrual + `-consecutive-max-failures: "0" is not a number of failures`},
+		{"many failures", accrual + "-consecutive-max-failures", "2147483647", "consecutive", ""},
+		{"more failures", accrual + "-consecutive-max-failures", "2147483648", "consecutive", accrual + `-consecutive-max-failures: "2147483648" is not a number`},
+		{"no penalty", accrual + "-consecutive-min-penalty", "0", "consecutive", accrual + `-consecutive-min-penalty: "0" is no penalty`},
+		{"no longest penalty", accrual + "-consecutive-max-penalty", "0ms", "consecutive", accrual + `-consecutive-max-penalty: "0ms" is no penalty`},
+		{"a long penalty", accrual + "-consecutive-min-penalty", "2m", "consecutive", accrual + "-consecutive-min-penalty: the first penalty of 2m0s is longer than the longest one, 1m0s"},
+		{"a short longest penalty", accrual + "-consecutive-max-penalty", "1ms", "consecutive", accrual + "-consecutive-max-penalty: the first penalty of 1s is longer"},
+		{"a negative ratio", accrual + "-consecutive-jitter-ratio", "-0.1", "consecutive", accrual + `-consecutive-jitter-ratio: "-0.1" is not a ratio`},
+		{"a large ratio", accrual + "-consecutive-jitter-ratio", "100.1", "consecutive", accrual + `-consecutive-jitter-ratio: "100.1" is not a ratio`},
+		{"no number", accrual + "-consecutive-jitter-ratio", "NaN", "consecutive", accrual + `-consecutive-jitter-ratio: "NaN" is not a ratio`},
+		{"the largest ratio", accrual + "-consecutive-jitter-ratio", "100", "consecutive", ""},
+	} {
+		annotations := map[string]string{tt.key: tt.value}
+		if tt.mode != "" {
+			annotations[accrual] = tt.mode
+		}
+		_, wrong := service(annotations)
+		if got := strings.Join(wrong, ", "); !strings.HasPrefix(got, tt.want) || tt.want == "" && got != "" {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
 }

@@ -30,7 +30,7 @@ func CompareInbound(a, b *Inbound) int {
 
 // Inbound implements [Document].
 func (r *HTTPRoute) Inbound() []Inbound {
-	all := inbound(r.Routes(""), r.Spec.Hostnames)
+	all := inbound(r.Routes("", nil), r.Spec.Hostnames)
 	for i := range all {
 		switch of := &all[i].rank; of.kind { // Linkerd's order: an expression matches all of a path, and a prefix less
 		case byExpression:
@@ -44,7 +44,7 @@ func (r *HTTPRoute) Inbound() []Inbound {
 
 // Inbound implements [Document]. A match is about calls of gRPC; a rule without matches is about all requests.
 func (r *GRPCRoute) Inbound() []Inbound {
-	routes := r.Routes("")
+	routes := r.Routes("", nil)
 	for i := range routes {
 		if routes[i].Match < 0 {
 			routes[i].Matches = make([]route.Match, 1)

@@ -45,17 +45,17 @@ const (
 )
 
 // Routes implements [Document].
-func (r *HTTPRoute) Routes(domain string) []Route {
+func (r *HTTPRoute) Routes(domain string, service *Settings) []Route {
 	rules := r.Spec.Rules
 	if len(rules) == 0 {
 		rules = make([]HTTPRouteRule, 1)
 	}
-	of := annotated(&r.Object, func(string, string, ...any) {})
+	of := Annotated(&r.Object, func(string, string, ...any) {})
 	var out []Route
 	for i := range rules {
 		rule := &rules[i]
 		to := rule.translate(&r.Object, &r.Spec.RouteSpec, domain, http.StatusInternalServerError)
-		of.apply(&to)
+		of.apply(&to, rule, service)
 		matches := rule.Matches
 		if len(matches) == 0 {
 			matches = make([]HTTPRouteMatch, 1)
@@ -72,16 +72,16 @@ func (r *HTTPRoute) Routes(domain string) []Route {
 }
 
 // Routes implements [Document].
-func (r *GRPCRoute) Routes(domain string) []Route {
+func (r *GRPCRoute) Routes(domain string, service *Settings) []Route {
 	rules := r.Spec.Rules
 	if len(rules) == 0 {
 		rules = make([]GRPCRouteRule, 1)
 	}
-	of := annotated(&r.Object, func(string, string, ...any) {})
+	of := Annotated(&r.Object, func(string, string, ...any) {})
 	var out []Route
 	for i := range rules {
 		to := rules[i].http().translate(&r.Object, &r.Spec.RouteSpec, domain, http.StatusServiceUnavailable) // UNAVAILABLE in gRPC
-		of.apply(&to)
+		of.apply(&to, nil, service)
 		if len(rules[i].Matches) == 0 {
 			out = append(out, Route{Route: to, Rule: min(i, len(r.Spec.Rules)-1), Match: -1})
 		}
@@ -164,7 +164,7 @@ func (s *RouteSpec) forLinkerd(object *yamldoc.Object) bool {
 		return true
 	}
 	for key := range object.Metadata.Annotations {
-		if isSetting(key) {
+		if IsSetting(key) {
 			return true
 		}
 	}
