@@ -269,7 +269,7 @@ func metadata(b *strings.Builder, t *testing.T) {
 	}
 	list := newTable("metadata", first)
 	list.except["metadata.annotations{}"] = yamldoc.Field{State: yamldoc.Unused,
-		Reason: "annotations have no meaning here, except for `istio.io/dry-run` of an AuthorizationPolicy, and `kubectl.kubernetes.io/last-applied-configuration`, which shows the fields that an API server dropped"}
+		Reason: "annotations have no meaning here, except for `istio.io/dry-run` of an AuthorizationPolicy, those of Linkerd for retries, timeouts and failing endpoints of Services and routes, and `kubectl.kubernetes.io/last-applied-configuration`, which shows the fields that an API server dropped"}
 	list.except["metadata.labels{}"] = yamldoc.Field{State: yamldoc.Unused,
 		Reason: "labels of a document select nothing here, except that a ServerAuthorization selects Servers by theirs; `istio.io/rev` of a document of Istio gets a warning"}
 	list.except["metadata.creationTimestamp"] = yamldoc.Field{State: yamldoc.Unused,

@@ -200,7 +200,7 @@ var sections = []section{
 	},
 	{
 		apiVersion: "v1", kind: "Service",
-		text: "Only `spec.ports` counts: `port` and its `name`, `appProtocol` and `protocol`. They say which port a destination without one " +
+		text: "`spec.ports` counts, and [annotations of Linkerd](#from-linkerd-annotations-of-services-and-routes) for retries, a timeout and failing endpoints. Of a port, `port`, `name`, `appProtocol` and `protocol` count: they say which port a destination without one " +
 			"means, which ports speak HTTP/2, and which backends of a TrafficSplit lack a port. The other fields of a Service have no " +
 			"effect; fields that a Service does not have are errors. Endpoints come from discovery or a ServiceEntry.\n",
 	},
