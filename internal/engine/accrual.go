@@ -9,7 +9,6 @@ import (
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
-	"github.com/nosidecar/mesh/internal/smallmap"
 )
 
 // accruals takes endpoints of a target out of the picks whose calls fail one after the other, by Linkerd's rules: see policy.Cluster.Accrual. Unlike
@@ -19,8 +18,9 @@ type accruals struct {
 	start  time.Time
 	due    atomic.Int64 // when the next penalty is over, in nanoseconds from start
 
-	mu   sync.Mutex
-	byID smallmap.Map[string, *accrual]
+	byID sync.Map // the accrual of each endpoint. Few clusters have any, so that endpoints have no room for it
+
+	mu sync.Mutex
 }
 
 type accrualConfig = struct {
@@ -55,25 +55,38 @@ const (
 	isOnTrial // a call that will decide is under way
 )
 
-// watch returns what the endpoint has earned, under this cluster or an earlier one.
-func (c *accruals) watch(e *endpoint) *accrual {
+// watch gives the endpoint what it has earned under an earlier cluster.
+func (c *accruals) watch(e *endpoint) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	a := c.byID.Get(e.host.ID())
+	a := c.find(e.host.ID())
 	if a == nil {
 		a = &accrual{of: c}
-		c.byID.Set(e.host.ID(), a)
+		c.byID.Store(e.host.ID(), a)
 	}
 	a.endpoint = e
 	a.showLocked()
-	return a
+}
+
+func (c *accruals) find(id string) *accrual {
+	a, _ := c.byID.Load(id)
+	known, _ := a.(*accrual)
+	return known
+}
+
+// accrual returns what the endpoint has earned. It is nil if failure accrual does not apply.
+func (e *endpoint) accrual() *accrual {
+	if e.cluster.accruals == nil {
+		return nil
+	}
+	return e.cluster.accruals.find(e.host.ID())
 }
 
 // unwatch forgets an endpoint, unless the host of a newer cluster has taken its place.
 func (c *accruals) unwatch(h *balancer.Host) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if a := c.byID.Get(h.ID()); a != nil && a.endpoint.host == h {
+	if a := c.find(h.ID()); a != nil && a.endpoint.host == h {
 		c.byID.Delete(h.ID())
 	}
 }
@@ -92,7 +105,8 @@ func (c *accruals) sweep(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.due.Store(math.MaxInt64)
-	for _, a := range c.byID.All() {
+	for _, earned := range c.byID.Range {
+		a := earned.(*accrual)
 		if a.state.Load() != isOut {
 			continue
 		}
@@ -208,7 +222,8 @@ func (e *endpoint) tell(event breaker.Event) {
 func (c *accruals) endpoints(of map[string]breaker.EndpointStatus) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for id, a := range c.byID.All() {
+	for id, earned := range c.byID.Range {
+		a, id := earned.(*accrual), id.(string)
 		if state := a.state.Load(); state == isOut || state == isOnTrial {
 			of[id] = breaker.EndpointStatus{ID: id, Ejected: true, Reason: breaker.Consecutive5xx, Until: a.until}
 		}

@@ -147,10 +147,11 @@ func (a *Attempt) pick(ctx context.Context, now time.Time) error {
 
 // mayUse reports whether the attempt may use an endpoint that was picked. One that has failed is tried by one call alone.
 func (a *Attempt) mayUse(e *endpoint) (ok bool) {
-	if e.accrual == nil || a.call.kind == Raw {
+	accrual := e.accrual()
+	if accrual == nil || a.call.kind == Raw {
 		return true
 	}
-	a.decides, ok = e.accrual.enter(e, e.cluster.config.Balancer.PanicFraction > 0)
+	a.decides, ok = accrual.enter(e, e.cluster.config.Balancer.PanicFraction > 0)
 	return ok
 }
 
@@ -342,10 +343,10 @@ func (a *Attempt) report(result breaker.Result) {
 	if e.tracker != nil {
 		e.tracker.Report(result)
 	}
-	if e.accrual != nil && a.call.kind != Raw {
+	if accrual := e.accrual(); accrual != nil && a.call.kind != Raw {
 		decides := a.decides
 		a.decides = false
-		e.accrual.report(result, decides)
+		accrual.report(result, decides)
 	}
 }
 
@@ -355,7 +356,9 @@ func (a *Attempt) leave(failed bool) {
 		a.endpoint = nil
 		if a.decides { // and knows nothing
 			a.decides = false
-			e.accrual.report(breaker.NoResult, true)
+			if accrual := e.accrual(); accrual != nil {
+				accrual.report(breaker.NoResult, true)
+			}
 		}
 		if failed && a.latency == 0 && a.timesAnswers {
 			a.latency = a.call.start.elapsed() - a.Sent() // until it failed

@@ -16,8 +16,7 @@ import (
 type endpoint struct {
 	cluster *cluster
 	host    *balancer.Host
-	tracker *breaker.Tracker               // nil if outlier detection ejects no endpoints
-	accrual *accrual                       // nil if failure accrual takes none out
+	tracker *breaker.Tracker               // nil if outlier detection ejects no endpoints; see also accruals
 	plain   atomic.Pointer[sockets.Socket] // without TLS, or with the TLS that the caller's URL asks for
 	secured atomic.Pointer[secured]
 

@@ -142,7 +142,7 @@ func (c *cluster) attach(h *balancer.Host) any {
 		c.outlier.watch(e)
 	}
 	if c.accruals != nil {
-		e.accrual = c.accruals.watch(e)
+		c.accruals.watch(e)
 	}
 	return e
 }
