@@ -1,6 +1,7 @@
 package mesh_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -198,10 +199,11 @@ func TestLinkerd_FailureAccrual_OneCallDecides(t *testing.T) {
 		a := newAccruing(t, annotatedService(accrues))
 		a.want(t, "at first", 50, 2, 2)
 		advance(10 * time.Second)
-		hung, give := 0, make(chan struct{})
+		ctx, giveUp := context.WithCancel(t.Context())
+		defer giveUp()
+		hung := 0
 		for hung == 0 {
-			req, _ := http.NewRequest(http.MethodGet, "http://api/hang", nil)
-			req.Cancel = give
+			req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://api/hang", nil)
 			before := a.bad.seen.Load()
 			go func() {
 				if resp, err := a.client.Do(req); err == nil {
@@ -212,7 +214,7 @@ func TestLinkerd_FailureAccrual_OneCallDecides(t *testing.T) {
 			hung = int(a.bad.seen.Load() - before)
 		}
 		a.want(t, "on trial", 50, 0, 0)
-		close(give)
+		giveUp()
 		synctest.Wait()
 		a.want(t, "after the caller gave up", 50, 1, 1)
 	})
