@@ -442,23 +442,6 @@ spec:
 	calling.Wait()
 }
 
-// A request without an origin costs nothing, whatever documents there are.
-func TestCORSAllocations(t *testing.T) {
-	next := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
-	for version, w := range httpVersions() {
-		var counts []float64
-		for _, documents := range []string{"", corsDocuments} {
-			r := inboundRequest(nil)
-			r.Host, r.ProtoMajor = "shop", version
-			h := newMesh(t, documents).Handler(next)
-			counts = append(counts, testing.AllocsPerRun(100, func() { h.ServeHTTP(w, r) }))
-		}
-		if counts[0] != counts[1] {
-			t.Errorf("HTTP %d: %v allocations per request with policies, %v without", version, counts[1], counts[0])
-		}
-	}
-}
-
 // Preflights have no token, so that an ALLOW policy that asks for one denies them.
 func TestCORSWithTokens(t *testing.T) {
 	allow := func(rules string) string {
