@@ -20,8 +20,8 @@ import (
 
 // Handler returns next behind the inbound side of the mesh. Each request passes these stages, in this order: identification
 // of the peer, the PeerAuthentication of the port, the RequestAuthentications, what authorizes requests ([policy.Inbound.Authorize]), the
-// CORS policies of VirtualServices and HTTPRoutes, the limits, the deadline that the caller announces, which becomes the deadline of the handler's context, and the removal of
-// headers that the peer may not assert.
+// CORS policies of VirtualServices and HTTPRoutes, the limits, the deadline that the caller announces, which becomes the deadline of the
+// handler's context, and the removal of headers that the peer may not assert.
 //
 // The peer is identified by its certificate, which is verified again for each request, whichever listener terminated TLS.
 // While the process has no valid identity, a peer that presents a certificate is answered with 403 if requests need authorization.
