@@ -1,6 +1,8 @@
 package mesh_test
 
 import (
+	"context"
+	"errors"
 	"io"
 	"net/http"
 	"testing"
@@ -94,6 +96,57 @@ func TestUploadThatTakesLong(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// An endpoint that answers, and takes no more of the request, does not keep the caller that reads the response beyond the end of its context or of
+// the limits.
+func TestUploadThatNobodyTakesAfterTheAnswer(t *testing.T) {
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		for name, test := range map[string]struct {
+			fields string
+			ctx    func(context.Context) (context.Context, context.CancelFunc)
+			took   time.Duration
+			kind   timeout.Kind
+			cause  error
+		}{
+			"caller gives up": {"retries: {attempts: 0}", func(ctx context.Context) (context.Context, context.CancelFunc) {
+				ctx, cancel := context.WithCancel(ctx)
+				time.AfterFunc(time.Minute, cancel)
+				return ctx, cancel
+			}, time.Minute, 0, context.Canceled},
+			"deadline of the caller": {"timeout: 1h", func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return context.WithTimeout(ctx, time.Minute)
+			}, time.Minute, 0, context.DeadlineExceeded},
+			"timeout": {"timeout: 3s\nretries: {attempts: 0}", context.WithCancel, 5 * time.Minute, timeout.SendIdle, context.DeadlineExceeded},
+		} {
+			t.Run(name+" "+proto, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c := uploads(t, test.fields, proto, func(w http.ResponseWriter, _ *http.Request) {
+						_ = http.NewResponseController(w).EnableFullDuplex()
+						_ = http.NewResponseController(w).Flush()
+						<-t.Context().Done()
+					})
+					ctx, cancel := test.ctx(t.Context())
+					defer cancel()
+					req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://api/", &endless{})
+					began := time.Now()
+					resp, err := c.Do(req)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer resp.Body.Close()
+					time.AfterFunc(time.Hour, func() { resp.Body.Close() })
+					_, err = io.Copy(io.Discard, resp.Body)
+					if took := time.Since(began); took != test.took {
+						t.Errorf("ended after %v, want %v", took, test.took)
+					}
+					if kind, _ := timeout.Exceeded(err); kind != test.kind || !errors.Is(err, test.cause) {
+						t.Errorf("ended with %v", err)
+					}
+				})
+			})
+		}
 	}
 }
 

@@ -65,6 +65,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, attempt.FailedAt(attempt.Endpoint(nil, err), call.Failed(err))
 	}
 	answered = true
+	body.Until(out, resp)
 	call.body.Attach(resp, &call.Call)
 	call.Watch(resp)
 	attempt.Restore(resp, req, 1)

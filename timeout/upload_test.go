@@ -73,3 +73,29 @@ func TestServersGiveUploadsTime(t *testing.T) {
 		h.ServeHTTP(httptest.NewRecorder(), req)
 	})
 }
+
+// halfTaken answers over HTTP/2 and takes no more of the request. Then nothing but Close ends a read of the response.
+type halfTaken struct{ *io.PipeReader }
+
+func (h halfTaken) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, ProtoMajor: 2, Header: http.Header{}, Body: h.PipeReader}, nil
+}
+
+func TestUploadsThatNobodyTakesEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		defer w.Close()
+		time.AfterFunc(time.Hour, func() { w.Close() })
+		tr := &timeout.Transport{Base: halfTaken{r}, Config: timeout.Config{Request: 3 * time.Second}}
+		resp, err := tr.RoundTrip(httptest.NewRequest("POST", "http://a/", &drip{10}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		began := time.Now()
+		_, err = io.Copy(io.Discard, resp.Body)
+		if kind, _ := timeout.Exceeded(err); kind != timeout.Request || time.Since(began) != 3*time.Second {
+			t.Errorf("ended with %v after %v", err, time.Since(began))
+		}
+	})
+}

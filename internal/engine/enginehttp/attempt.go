@@ -86,6 +86,7 @@ func (t *try) answered(req *http.Request, resp *http.Response) {
 	}
 	if resp.ProtoMajor != 1 && req.Body != nil && req.Body != http.NoBody {
 		c.lent = false // a server may answer before it has taken the whole body, which then waits for the end of the context
+		body.Until(req, resp)
 	}
 }
 
