@@ -22,7 +22,6 @@ import (
 
 // stricter are the errors that only mesh check reports, which docs/kubernetes.md lists.
 var stricter = []string{
-	"a CORS policy acts where requests arrive and is not enforced yet",
 	"selecting pods and WorkloadEntries needs an API server and is not enforced",
 	"only one star is special, at the beginning or at the end",
 	"is empty: name a source or remove it",
