@@ -3,6 +3,7 @@
 package cors
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -74,10 +75,12 @@ func New(config Config) (*Policy, error) {
 	p := &Policy{config: config}
 	for _, o := range config.Origins {
 		if o.Kind == Regex {
-			if _, err := regexp.Compile(o.Value); err != nil { // without the group below, so that "a)|(b" is an error
+			_, alone := regexp.Compile(o.Value) // without the group, so that "a)|(b" is an error
+			re, err := regexp.Compile(`\A(?:` + o.Value + `)\z`)
+			if err = cmp.Or(alone, err); err != nil { // the group may be one too many
 				return nil, fmt.Errorf("cors: %w", err)
 			}
-			p.regexes = append(p.regexes, regexp.MustCompile(`\A(?:`+o.Value+`)\z`))
+			p.regexes = append(p.regexes, re)
 		}
 	}
 	p.all = p.matches("*")
