@@ -51,6 +51,7 @@ func TestLinkerd_ServiceAnnotations(t *testing.T) {
 					tries.Add(1)
 					if code.Load() == 0 {
 						<-ctx.Done()
+						return nil, status.FromContextError(ctx.Err()).Err() // at the same moment as the caller's own timer
 					}
 					return nil, status.Error(codes.Code(code.Load()), "")
 				}})
