@@ -40,7 +40,7 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 		return 0, err
 	}
 	checked := checkAll(sources, workload)
-	findings := append(checked.Findings, idle(paths, checked)...)
+	findings := append(checked.Findings, idle(paths, checked, policy.Warning)...)
 
 	switch {
 	case *format == "json":
@@ -68,8 +68,8 @@ func checkAll(sources []policy.Source, w policy.Workload) policy.Report {
 	return policy.Check(sources, w)
 }
 
-// idle reports the paths from which nothing can be in force, with or without documents.
-func idle(paths []origin, checked policy.Report) (findings policy.Findings) {
+// idle reports the paths without any document, which is an error, and those from which nothing can be in force.
+func idle(paths []origin, checked policy.Report, skipped policy.Severity) (findings policy.Findings) {
 	for _, path := range paths {
 		used := checked.InForce[path.from:path.to]
 		finding := policy.Finding{File: path.name, Line: 1, Severity: policy.Error, Message: nothing}
@@ -78,7 +78,8 @@ func idle(paths []origin, checked policy.Report) (findings policy.Findings) {
 		case slices.ContainsFunc(used, func(n int) bool { return n > 0 }) || checked.Findings.Err() != nil:
 			continue
 		default:
-			finding.Message = "no document in it has a meaning in-process, all are skipped: correct the path, or the documents"
+			finding.Severity, finding.Message = skipped, "no document in it has a meaning in-process, all are skipped: "+
+				"correct the path, or add documents that have, since a mesh refuses a source without any"
 		}
 		findings = append(findings, finding)
 	}

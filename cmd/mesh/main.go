@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -42,8 +43,10 @@ const (
 const usage = `Usage:
 
   mesh check [-o text|json] [--service NAME] [--root-namespace NAMESPACE] PATH...
-        Report what is wrong with documents. PATH is a file, or a folder of .yaml, .yml, .json and .hcl files. A PATH without any document
-        is an error. Config entries of Consul are .json or .hcl files with one entry each. Programs read them with package policy/consul.
+        Report what is wrong with documents. PATH is a file, or a folder of .yaml, .yml, .json and .hcl files. Flags come before it.
+        A PATH without any document is an error; a PATH whose documents are all skipped is a warning.
+        Config entries of Consul are .json or .hcl files with one entry each. Programs read them with package policy/consul.
+        For the output of another program, PATH is /dev/stdin, as in: helm template shop | mesh check /dev/stdin
         Of more than three documents of one kind that are skipped, a line names the first and counts the others; -o json has them all.
         The last line, on standard error, counts the documents and the findings.
         Exit status: 0 if all documents are valid and enforceable (warnings are allowed), 1 if any has an error.
@@ -83,8 +86,8 @@ const usage = `Usage:
   mesh push -prefix PREFIX PATH...
         Publish documents in Consul's KV store, for policy/consulkv. They replace the documents that are published there. Processes
         get the new set as a whole, whatever its size. Files are named relative to PATH; HCL is published as JSON, as NAME.hcl.json.
-        If mesh check would report an error, nothing is published. All findings go to standard error. If two pushes run at once, one
-        fails and says so. Publishing the same documents again changes nothing.
+        Nothing is published if mesh check would report an error, or if the documents of a PATH are all skipped. All findings go to
+        standard error. If two pushes run at once, one fails and says so. Publishing the same documents again changes nothing.
         -prefix PREFIX      where they are in the KV store, such as mesh/shop
         The environment names the agent: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_SSL,
         CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY, CONSUL_TLS_SERVER_NAME, CONSUL_NAMESPACE.
@@ -204,6 +207,13 @@ func parse(flags *flag.FlagSet, args []string) error {
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		return &usageError{err}
 	}
+	rest := flags.Args()
+	ended := len(rest) < len(args) && args[len(args)-len(rest)-1] == "--"
+	for i, arg := range rest {
+		if i > 0 && len(arg) > 1 && arg[0] == '-' && !ended {
+			return usagef("flags come before other arguments, but %q is after %q", arg, rest[0])
+		}
+	}
 	return err
 }
 
@@ -229,10 +239,18 @@ type origin struct {
 
 // read reads the documents of all paths.
 func read(names []string) (sources []policy.Source, paths []origin, err error) {
+	known := make(map[string]bool)
 	for _, name := range names {
 		more, err := entries.ReadDir(name)
 		if err != nil {
 			return nil, nil, err
+		}
+		for _, source := range more {
+			if file := filepath.Clean(source.Name); known[file] {
+				return nil, nil, usagef("%s is in two of the paths: name it once", file)
+			} else {
+				known[file] = true
+			}
 		}
 		path := origin{name: name, from: len(sources), empty: holdsNothing(more)}
 		sources = append(sources, more...)

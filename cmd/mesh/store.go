@@ -266,7 +266,7 @@ func checked(paths []string, stderr io.Writer) ([]policy.Source, error) {
 		inForce[i] = report.InForce[n]
 	}
 	report.InForce = inForce
-	findings := append(report.Findings, idle(origins, report)...)
+	findings := append(report.Findings, idle(origins, report, policy.Error)...)
 	if len(findings) > 0 {
 		if err := printFindings(stderr, findings); err != nil {
 			return nil, err

@@ -138,6 +138,7 @@ func TestPushRefuses(t *testing.T) {
 	}{
 		"an error":            {[]string{folder(t, map[string]string{"a.yaml": service, "b.yaml": weights(-1, 5)})}, exitErrors, "b.yaml:7: TrafficSplit default/shop: spec.backends[0].weight: error: "},
 		"no document":         {[]string{good, folder(t, nil)}, exitErrors, nothing},
+		"all skipped":         {[]string{good, folder(t, map[string]string{"b.yaml": "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}"})}, exitErrors, ":1: error: no document in it has a meaning"},
 		"no file":             {[]string{filepath.Join(good, "b.yaml")}, exitFailed, "b.yaml"},
 		"no path":             {nil, exitFailed, "name the files"},
 		"a name twice":        {[]string{good, folder(t, map[string]string{"a.yaml": weights(1, 1)})}, exitFailed, "one name, a.yaml"},
