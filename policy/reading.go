@@ -230,10 +230,11 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		doc.Warnf("", "no document, since it has neither kind nor apiVersion: it is skipped")
 		return r
 	case r.kind == "":
-		doc.Errorf("kind", "missing%s: say what kind of document this is, such as VirtualService", marked(doc, "kind"))
+		doc.Errorf("kind", "missing%s", cmp.Or(marked(doc, "kind"), ": say what kind of document this is, such as VirtualService; "+
+			"keep what is no document elsewhere, such as the values of a chart"))
 		return r
 	case version == "":
-		doc.Errorf("apiVersion", "missing%s: say which API the document belongs to, such as %s/v1", marked(doc, "apiVersion"), istio.Group)
+		doc.Errorf("apiVersion", "missing%s", cmp.Or(marked(doc, "apiVersion"), ": say which API the document belongs to, such as "+istio.Group+"/v1"))
 		return r
 	case r.list():
 		checkList(doc)

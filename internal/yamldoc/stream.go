@@ -377,7 +377,12 @@ func (c *chunk) parse() {
 	}
 	// YAML has line breaks that cut does not look for, such as a lone CR. A document after one must not be lost.
 	if err := dec.Decode(&second); err != io.EOF {
-		c.err = errSecond
+		at := second.Line
+		if err != nil {
+			at, _ = lineOf(err)
+			at++ // the parser counts from 0
+		}
+		c.err = &secondDocument{at}
 		return
 	}
 	if len(node.Content) > 0 && !null(node.Content[0]) {
@@ -385,7 +390,12 @@ func (c *chunk) parse() {
 	}
 }
 
-var errSecond = errors.New("a second document begins here without a line --- of its own, which ends with LF or CRLF: add one")
+// secondDocument is the error of a chunk in which a second document begins.
+type secondDocument struct{ at int } // the line in the chunk, counted from 1
+
+func (*secondDocument) Error() string {
+	return "a second document begins here without a line --- of its own, which ends with LF or CRLF: add one"
+}
 
 // notYAML is an error of the YAML parser.
 type notYAML struct{ error }
@@ -403,16 +413,19 @@ func (c *chunk) broken() {
 		}
 		return
 	}
-	if err, ok := c.err.(*notYAML); ok {
+	switch err := c.err.(type) {
+	case *notYAML:
 		at, message := c.syntaxError(err.error)
-		line, c.err = max(line, c.line-1+at), errors.New("not valid YAML: "+message+c.advice(at))
+		line, c.err = max(line, c.line-1+at), errors.New("not valid YAML: "+message+c.advice(at, message))
+	case *secondDocument:
+		line = max(line, c.line-1+err.at)
 	}
 	c.doc = c.report(line, "%s", c.err)
 	c.doc.text = c.data
 }
 
 // advice returns what may be wrong in a line, counted from 1, that is not valid YAML.
-func (c *chunk) advice(line int) string {
+func (c *chunk) advice(line int, message string) string {
 	lines := bytes.Split(c.data, []byte("\n"))
 	if line < 1 || line > len(lines) {
 		return ""
@@ -424,21 +437,25 @@ func (c *chunk) advice(line int) string {
 		return ": indent it with spaces, not with a tab"
 	case bytes.Contains(text, []byte("{{")):
 		return ": the line has " + template
+	case strings.HasPrefix(message, "unknown anchor"):
+		return ": define the anchor before it, in the same document"
+	case strings.Contains(message, "UTF-8") || strings.HasPrefix(message, "control characters"):
+		return ": save the file as UTF-8 text"
+	case slices.ContainsFunc(lines, conflict):
+		return ": the file has lines of a merge conflict, such as <<<<<<<: resolve it"
+	case len(bytes.Trim(text, " \t\r-")) == 0 && bytes.Contains(text, []byte("--")):
+		return ": the line between two documents is ---, without a space before it"
 	}
 	return ""
 }
 
+// conflict reports whether a line begins the conflict that a version control system has left in a file.
+func conflict(line []byte) bool { return bytes.HasPrefix(line, []byte("<<<<<<< ")) }
+
 // syntaxError returns the line and the message of an error of the YAML parser. The parser often names the line where the malformed object
 // begins. For documents of a usual size, the line after the longest valid prefix is more precise.
 func (c *chunk) syntaxError(err error) (line int, message string) {
-	message = strings.TrimPrefix(err.Error(), "yaml: ")
-	if rest, ok := strings.CutPrefix(message, "line "); ok {
-		if number, text, ok := strings.Cut(rest, ": "); ok {
-			if n, err := strconv.Atoi(number); err == nil {
-				line, message = n, text
-			}
-		}
-	}
+	line, message = lineOf(err)
 	const usual = 16 << 10
 	if len(c.data) > usual {
 		return line, message
@@ -477,6 +494,19 @@ func (c *chunk) syntaxError(err error) (line int, message string) {
 		return line, message // the search was not completed
 	}
 	return max(line, good+1), message
+}
+
+// lineOf cuts the line, 0 if there is none, from the message of an error of the YAML parser.
+func lineOf(err error) (line int, message string) {
+	message = strings.TrimPrefix(err.Error(), "yaml: ")
+	if rest, ok := strings.CutPrefix(message, "line "); ok {
+		if number, text, ok := strings.Cut(rest, ": "); ok {
+			if n, err := strconv.Atoi(number); err == nil {
+				return n, text
+			}
+		}
+	}
+	return 0, message
 }
 
 // report returns a document that has only this problem.

@@ -85,7 +85,7 @@ func TestParse_TextBesideMarkers(t *testing.T) {
 		{"directive, CR, document", "%YAML 1.1\rkind: y\n", "2: : error: not valid YAML: mapping values are not allowed in this context\n", 1},
 		{"indented marker", " ---\n", "1: : error: must be an object with apiVersion and kind, not the string \"---\"\n", 1},
 		{"spaces that are not YAML's", "\u00a0\n", "1: : error: must be an object with apiVersion and kind, not the string \"\\u00a0\"\n", 1},
-		{"control character in a comment", "# a\x00b\nkind: x\n", "1: : error: not valid YAML: control characters are not allowed\n", 1},
+		{"control character in a comment", "# a\x00b\nkind: x\n", "1: : error: not valid YAML: control characters are not allowed: save the file as UTF-8 text\n", 1},
 		{"only a byte order mark", "\uFEFF", "", 0},
 	}
 	for _, tt := range tests {
