@@ -30,6 +30,7 @@ func (h *handler) cors(w http.ResponseWriter, r *http.Request, in *inbound) (of 
 		return w, false
 	}
 	if visit.Ends() {
+		in.Preflight = true
 		visit.Edit(w.Header())
 		w.WriteHeader(http.StatusOK)
 		return w, true

@@ -272,6 +272,9 @@ type Inbound struct {
 	// Pattern is the pattern of http.ServeMux that the request matched, if the handler is one, and "" otherwise.
 	Pattern string
 
+	// Preflight says that the request was the preflight of a web page, and that a CORS policy answered it.
+	Preflight bool
+
 	// Flags say why a limit refused the request, or why it was not answered, or not to the end: with FlagCallerGone the caller was gone
 	// before the handler returned, with FlagConnectionTerminated (HTTP/1) or FlagRemoteReset (HTTP/2) the handler panicked. A unary gRPC
 	// call whose message gRPC itself refuses, because it is too large or cannot be decoded, looks as if its caller were gone.

@@ -55,6 +55,8 @@ func (r *record) inboundDetails() string {
 		return "upstream_reset_after_response_started" + r.reset()
 	case r.reset() != "":
 		return "upstream_reset_before_response_started" + r.reset()
+	case r.answered:
+		return "cors_response"
 	case r.status != 0:
 		return "via_upstream"
 	}

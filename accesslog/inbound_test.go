@@ -120,3 +120,29 @@ spec: {rules: [{from: [{source: {requestPrincipals: ["i/*"]}}]}]}
 		}
 	}
 }
+
+// What a CORS policy answers is told from what the handler does.
+func TestDetailsOfPreflights(t *testing.T) {
+	leak.Check(t)
+	access, out := newLog(t, accesslog.Config{})
+	server := meshtest.New(t, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: orders}
+spec:
+  hosts: [orders]
+  http: [{route: [{destination: {host: orders}}], corsPolicy: {allowOrigins: [{exact: https://app.example}]}}]
+`, mesh.WithObserver(access.Observer()))
+	var registry discovery.Memory
+	registry.Set("orders.default.svc.cluster.local", meshtest.Serve(t, server.Handler(http.NotFoundHandler()).ServeHTTP))
+	client := meshtest.New(t, "", mesh.WithEmptyPolicy(), mesh.WithDiscovery(&registry))
+	for _, origin := range []string{"https://app.example", "https://evil.example"} {
+		get(t, client, http.MethodOptions, "http://orders/", nil, http.Header{"Origin": {origin}, "Access-Control-Request-Method": {"PUT"}})
+	}
+	all := closed(t, access, out)
+	for i, want := range []string{"cors_response", "via_upstream"} {
+		if got := all[i]["response_code_details"]; got != want {
+			t.Errorf("request %d: %v, want %s", i, got, want)
+		}
+	}
+}

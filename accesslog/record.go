@@ -41,6 +41,7 @@ type record struct {
 	err      error // the error, if no connection could be made
 	attempts int
 	denied   bool
+	answered bool // by a CORS policy
 	badPath  bool
 	badToken bool
 	policy   string // the policy that denied the request
@@ -117,7 +118,7 @@ func (l *Log) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 		r.requestID = id
 	}
 	r.secret = in.Telemetry.Server().SecretParams
-	r.status, r.code, r.grpcStatus, r.flags = in.Status, in.Status, in.GRPCStatus, in.Flags
+	r.status, r.code, r.grpcStatus, r.flags, r.answered = in.Status, in.Status, in.GRPCStatus, in.Flags, in.Preflight
 	if r.denied = !in.Decision.Allowed; r.denied {
 		d := &in.Decision
 		r.badPath, r.badToken, r.policy, r.rule, r.reason = d.BadRequest, d.BadToken, d.Policy, d.Rule, d.Reason
