@@ -138,6 +138,9 @@ func TestAllows(t *testing.T) {
 		{"alternatives", cors.Match{Kind: cors.Regex, Value: `https://a|https://b`}, []string{"https://a", "https://b"}, []string{"https://ab", "https://b.evil"}, false},
 		{"star", cors.Match{Value: "*"}, []string{"null", "https://a", ""}, nil, true},
 		{"prefix star", cors.Match{Kind: cors.Prefix, Value: "*"}, []string{"https://a"}, nil, true},
+		{"long", cors.Match{Kind: cors.Regex, Value: `https://([a-z]+\.)*example`}, []string{"https://" + strings.Repeat("a.", 100) + "example"},
+			[]string{"https://" + strings.Repeat("a.", 1000) + "example"}, false},
+		{"long, of all", cors.Match{Value: "*"}, []string{"https://" + strings.Repeat("a.", 100)}, []string{"https://" + strings.Repeat("a.", 1000)}, true},
 		{"regex of all", cors.Match{Kind: cors.Regex, Value: ".*"}, []string{"null"}, nil, true},
 		{"regex that takes a star", cors.Match{Kind: cors.Regex, Value: "[*]"}, []string{"https://a"}, nil, true}, // as in Envoy
 		{"regex of all of a scheme", cors.Match{Kind: cors.Regex, Value: "https?://.*"}, []string{"http://a"}, []string{"null"}, true},
@@ -149,7 +152,7 @@ func TestAllows(t *testing.T) {
 		}
 		for _, origin := range slices.Concat(test.takes, test.refuses) {
 			if got, want := p.Allows(origin), slices.Contains(test.takes, origin); got != want {
-				t.Errorf("%s: Allows(%q) = %v", test.name, origin, got)
+				t.Errorf("%s: Allows(%.60q) = %v", test.name, origin, got)
 			}
 		}
 		if got := config.Stranger(); (got != "") != test.stranger || got != "" && !p.Allows(got) {
