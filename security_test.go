@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nosidecar/mesh"
@@ -477,12 +478,14 @@ func TestExpiredIdentityIsNotUsed(t *testing.T) {
 // New waits for an identity, but not for ever; with WithLateIdentity not at all.
 func TestStartWithoutIdentity(t *testing.T) {
 	noLeaks(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	_, err := mesh.New(ctx, mesh.WithIdentity(silent{}))
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the agent is away") {
-		t.Errorf("New = %v, want the deadline's error with what the source said", err)
-	}
+	synctest.Test(t, func(t *testing.T) { // where the source speaks before time passes
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := mesh.New(ctx, mesh.WithIdentity(silent{}))
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the agent is away") {
+			t.Errorf("New = %v, want the deadline's error with what the source said", err)
+		}
+	})
 
 	w := newTown(t)
 	w.serve(t, w.member(t, "payment-service", strict), "payment-service", whoCalls)

@@ -173,23 +173,22 @@ func TestTransparentRetryGoesElsewhere(t *testing.T) {
 
 // If the server ends a call just before our own limit does, the call counts as our timeout, and not as an answer.
 func TestServerMayEndTheTryFirst(t *testing.T) {
-	leak.Check(t)
-	bad := serve(t, &grpctest.Service{Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
-		at, ok := ctx.Deadline()
-		if !ok {
-			return nil, status.Error(codes.Internal, "no deadline was told")
+	synctest.Test(t, func(t *testing.T) {
+		_, bad, transport := inMemory(t, &grpctest.Service{Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+			at, ok := ctx.Deadline()
+			if !ok {
+				return nil, status.Error(codes.Internal, "no deadline was told")
+			}
+			time.Sleep(time.Until(at) - 10*time.Millisecond)
+			return nil, status.Error(codes.DeadlineExceeded, "too slow")
+		}})
+		m := meshtest.New(t, route("    timeout: 100ms\n    retries: {attempts: 3, retryOn: deadline-exceeded}\n"), transport, echoAt(bad))
+		_, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).UnaryCall(t.Context(), &grpctest.Request{})
+		var failed *mesh.Error
+		if status.Code(err) != codes.DeadlineExceeded || !errors.As(err, &failed) || failed.Layer != "timeout" || failed.Attempts != 1 {
+			t.Errorf("error %v, want the timeout of the route after one try", err)
 		}
-		timer := time.NewTimer(time.Until(at) - 10*time.Millisecond)
-		defer timer.Stop()
-		<-timer.C
-		return nil, status.Error(codes.DeadlineExceeded, "too slow")
-	}})
-	_, conn := one(t, route("    timeout: 100ms\n    retries: {attempts: 3, retryOn: deadline-exceeded}\n"), []discovery.Endpoint{bad})
-	_, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{})
-	var failed *mesh.Error
-	if status.Code(err) != codes.DeadlineExceeded || !errors.As(err, &failed) || failed.Layer != "timeout" || failed.Attempts != 1 {
-		t.Errorf("error %v, want the timeout of the route after one try", err)
-	}
+	})
 }
 
 const ejecting = `
