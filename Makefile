@@ -16,7 +16,8 @@ ARTIFACTS ?= $(CURDIR)/artifacts
 STATIC     = $(GO) tool -modfile=tools/go.mod staticcheck
 
 # The limit is for a busy machine: the longest package takes two minutes on one that is not.
-RACE       = $(GO) test -race -timeout 40m
+TEST       = $(GO) test -timeout 40m
+RACE       = $(TEST) -race
 
 VULN       = $(GO) tool -modfile=tools/go.mod govulncheck
 
@@ -24,15 +25,15 @@ VULN       = $(GO) tool -modfile=tools/go.mod govulncheck
 
 test: vet allocations
 	$(RACE) ./...
-	MESH_CHURN=60s $(GO) test -race -count=1 -run '^TestChurn$$' .
-	MESH_ROTATE=60s $(GO) test -race -count=1 -run '^TestRotationUnderLoad$$' .
-	MESH_CALLS=2000000 $(GO) test -count=1 -run '^TestNobodyMakesSeriesWithoutBound$$' ./metrics
-	cd policy/internal/oracle && $(GO) vet ./... && $(GO) test ./...
-	cd meshgrpc/interop && $(GO) vet ./... && $(GO) test -race ./...
-	cd tracing/interop && $(GO) vet ./... && $(GO) test -race ./...
-	cd examples/metrics-otlp && $(GO) vet ./... && $(GO) test -race ./...
-	cd examples/observability && $(GO) vet ./... && $(GO) test ./...
-	cd bench && $(GO) vet ./... && $(GO) test ./...
+	MESH_CHURN=60s $(RACE) -count=1 -run '^TestChurn$$' .
+	MESH_ROTATE=60s $(RACE) -count=1 -run '^TestRotationUnderLoad$$' .
+	MESH_CALLS=2000000 $(TEST) -count=1 -run '^TestNobodyMakesSeriesWithoutBound$$' ./metrics
+	cd policy/internal/oracle && $(GO) vet ./... && $(TEST) ./...
+	cd meshgrpc/interop && $(GO) vet ./... && $(RACE) ./...
+	cd tracing/interop && $(GO) vet ./... && $(RACE) ./...
+	cd examples/metrics-otlp && $(GO) vet ./... && $(RACE) ./...
+	cd examples/observability && $(GO) vet ./... && $(TEST) ./...
+	cd bench && $(GO) vet ./... && $(TEST) ./...
 	$(MAKE) servers
 	$(MAKE) browser
 	$(MAKE) fuzz
@@ -40,8 +41,8 @@ test: vet allocations
 
 # Tests with real servers. Consul, Jaeger, Kubernetes and istiod are built once, in minutes (more on a busy machine, hence the limit), into the user's cache folder; Prometheus is Debian's.
 servers: prometheus
-	cd dashboards && $(GO) vet ./... && $(GO) test ./...
-	cd realservers && $(GO) vet ./... && $(GO) test -race -timeout 60m ./...
+	cd dashboards && $(GO) vet ./... && $(TEST) ./...
+	cd realservers && $(GO) vet ./... && $(RACE) -timeout 2h ./...
 
 prometheus:
 	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { \
@@ -52,14 +53,14 @@ prometheus:
 browser:
 	@command -v chromedriver >/dev/null && command -v chromium >/dev/null || \
 		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver; }
-	MESH_CHROMIUM=1 MESH_ARTIFACTS=$(ARTIFACTS) $(GO) test -count=1 -timeout 10m -v -run '^TestBrowser$$' ./admin
+	MESH_CHROMIUM=1 MESH_ARTIFACTS=$(ARTIFACTS) $(TEST) -count=1 -v -run '^TestBrowser$$' ./admin
 
 quick: vet allocations
 	$(RACE) ./...
 
 # The race detector makes sync.Pool drop what it is given, so these tests are not built with it.
 allocations:
-	$(GO) test -run Alloc . ./accesslog ./meshgrpc ./policy/route
+	$(TEST) -run Alloc . ./accesslog ./meshgrpc ./policy/route
 
 soak:
 	MESH_SOAK=$(MESH_SOAK) $(GO) test -count=1 -timeout 3h -v -run '^TestSoak$$' . ./meshgrpc
