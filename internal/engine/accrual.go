@@ -74,14 +74,6 @@ func (c *accruals) find(id string) *accrual {
 	return known
 }
 
-// accrual returns what the endpoint has earned. It is nil if failure accrual does not apply.
-func (e *endpoint) accrual() *accrual {
-	if e.cluster.accruals == nil {
-		return nil
-	}
-	return e.cluster.accruals.find(e.host.ID())
-}
-
 // unwatch forgets an endpoint, unless the host of a newer cluster has taken its place.
 func (c *accruals) unwatch(h *balancer.Host) {
 	c.mu.Lock()
@@ -151,7 +143,7 @@ func (a *accrual) report(result breaker.Result, decides bool) {
 	switch {
 	case decides:
 		a.decide(result, failed)
-	case a.state.Load() != isIn:
+	case result == breaker.NoResult || a.state.Load() != isIn:
 	case failed:
 		if n := a.failures.Add(1); n >= int64(a.of.config.Failures) {
 			a.takeOut(int(n))

@@ -23,12 +23,14 @@ type Attempt struct {
 	lease    breaker.Lease
 	endpoint *endpoint
 	conns    *sockets.Connections
-	sent     int64 // nanoseconds from the start of the call; see now and observeEnd
+	accrual  *accrual // of the endpoint, until it learns the result; nil if failure accrual does not apply
+	sent     int64    // nanoseconds from the start of the call; see now and observeEnd
 	latency  time.Duration
 	observer AttemptObserver // nil if nobody observes
 	status   int32           // HTTP status of the answer, or its equivalent; 0 if there is none
 	grpc     int32           // the status of a gRPC answer, plus 1; 0 if there is none
-	decides  bool            // whether the endpoint comes back: see accrual
+
+	decides bool // whether the endpoint comes back: see accrual
 
 	// Copied from the cluster, of which the end of the attempt then needs only what it writes.
 	timesAnswers bool // the balancer or the circuit depends on how long the endpoint takes to answer
@@ -121,38 +123,72 @@ func (a *Attempt) pick(ctx context.Context, now time.Time) error {
 		cluster.sweep(now)
 	}
 	info := balancer.PickInfo{Hash: c.hash, HasHash: c.hashed, Now: now, Tried: c.tried}
-	var e *endpoint
-	for {
-		h, err := cluster.balancer.Pick(info)
-		if err != nil {
-			if h, err = cluster.pickLater(ctx, err, c.slow, info); err != nil {
-				return err
-			}
-			c.late = true
-			now = a.now()
-		}
-		c.last, e = h, h.Value().(*endpoint)
-		if a.mayUse(e) {
-			break
-		}
-		h.Release(0, false)
+	h, err := cluster.balancer.Pick(info)
+	if err == nil && cluster.accruals != nil {
+		h, err = a.pickUsable(h, info)
 	}
+	if err != nil {
+		if h, err = a.pickLater(ctx, err, info); err != nil {
+			return err
+		}
+		c.late = true
+		now = a.now()
+	}
+	c.last = h
+	e := h.Value().(*endpoint)
 	a.endpoint = e
-	var err error
 	if a.conns, err = e.enter(c.engine, now, c.ownTLS); err != nil {
 		return refuse(LayerIdentity, FlagConnectFailure, err)
 	}
 	return nil
 }
 
-// mayUse reports whether the attempt may use an endpoint that was picked. One that has failed is tried by one call alone.
-func (a *Attempt) mayUse(e *endpoint) (ok bool) {
-	accrual := e.accrual()
-	if accrual == nil || a.call.kind == Raw {
+// pickUsable returns a host that was picked from a cluster with failure accrual, or picks others until the attempt may use one: an endpoint that has
+// failed is tried by one call alone.
+func (a *Attempt) pickUsable(h *balancer.Host, info balancer.PickInfo) (_ *balancer.Host, err error) {
+	for err == nil && !a.mayUse(h) {
+		h.Release(0, false)
+		h, err = a.cluster.balancer.Pick(info)
+	}
+	return h, err
+}
+
+func (a *Attempt) mayUse(h *balancer.Host) (ok bool) {
+	earned := a.cluster.accruals.find(h.ID())
+	if earned == nil || a.call.kind == Raw {
 		return true
 	}
-	a.decides, ok = accrual.enter(e, e.cluster.config.Balancer.PanicFraction > 0)
+	if a.decides, ok = earned.enter(h.Value().(*endpoint), a.cluster.config.Balancer.PanicFraction > 0); ok {
+		a.accrual = earned
+	}
 	return ok
+}
+
+// pickLater chooses an endpoint after a pick has failed with an error, once there are any. The error is a refusal, by discovery if pickLater
+// waited for it.
+func (a *Attempt) pickLater(ctx context.Context, failed error, info balancer.PickInfo) (*balancer.Host, error) {
+	c := a.cluster
+	if failed == balancer.ErrNoEndpoints {
+		// There may be none, or none yet.
+		if a.call.slow {
+			return nil, undiscovered(ctx, errDiscoverySlow)
+		}
+		if err := c.wait(ctx); err != nil {
+			return nil, undiscovered(ctx, err)
+		}
+		info.Now = time.Time{}
+		var h *balancer.Host
+		if h, failed = c.balancer.Pick(info); failed == nil && c.accruals != nil {
+			h, failed = a.pickUsable(h, info)
+		}
+		if failed == nil {
+			return h, nil
+		}
+	}
+	if failed == balancer.ErrNoEndpoints {
+		failed = c.noEndpoints()
+	}
+	return nil, refuse(LayerBalancer, FlagNoHealthyUpstream, failed)
 }
 
 // avoidLast has the next attempt prefer endpoints that were not tried. As in Istio, a hash key selects the same endpoint again,
@@ -179,6 +215,7 @@ func (a *Attempt) Multiplexed() { a.cluster.multiplexed() }
 // own when it knows that nothing was sent. The attempt is timed from then on, so that the other endpoint is not charged with
 // what the first one took. After an error the attempt still ends with End.
 func (a *Attempt) Again(ctx context.Context) error {
+	a.report(breaker.NoResult)
 	a.leave(false)
 	a.call.late = true
 	if err := a.pick(ctx, a.now()); err != nil {
@@ -321,9 +358,7 @@ func (a *Attempt) finish(result breaker.Result, outcome breaker.Outcome, err err
 
 // give releases everything except the place in the cluster. The endpoint and the circuit learn the result before another call gets the slot.
 func (a *Attempt) give(result breaker.Result, outcome breaker.Outcome) {
-	if result != breaker.NoResult {
-		a.report(result)
-	}
+	a.report(result)
 	a.lease.Done(outcome)
 	a.leave(outcome == breaker.Failure)
 	slot := a.slot
@@ -343,10 +378,9 @@ func (a *Attempt) report(result breaker.Result) {
 	if e.tracker != nil {
 		e.tracker.Report(result)
 	}
-	if accrual := e.accrual(); accrual != nil && a.call.kind != Raw {
-		decides := a.decides
-		a.decides = false
-		accrual.report(result, decides)
+	if earned := a.accrual; earned != nil {
+		a.accrual = nil
+		earned.report(result, a.decides)
 	}
 }
 
@@ -354,12 +388,6 @@ func (a *Attempt) report(result breaker.Result) {
 func (a *Attempt) leave(failed bool) {
 	if e := a.endpoint; e != nil {
 		a.endpoint = nil
-		if a.decides { // and knows nothing
-			a.decides = false
-			if accrual := e.accrual(); accrual != nil {
-				accrual.report(breaker.NoResult, true)
-			}
-		}
 		if failed && a.latency == 0 && a.timesAnswers {
 			a.latency = a.call.start.elapsed() - a.Sent() // until it failed
 		}

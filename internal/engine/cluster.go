@@ -365,29 +365,6 @@ func (c *cluster) first(ctx context.Context) error {
 	return nil
 }
 
-// pickLater chooses an endpoint after a pick has failed with an error, once there are any. slow says that the call has already waited for them
-// in vain. The error is a refusal, by discovery if pickLater waited for it.
-func (c *cluster) pickLater(ctx context.Context, failed error, slow bool, info balancer.PickInfo) (*balancer.Host, error) {
-	if failed == balancer.ErrNoEndpoints {
-		// There may be none, or none yet.
-		if slow {
-			return nil, undiscovered(ctx, errDiscoverySlow)
-		}
-		if err := c.wait(ctx); err != nil {
-			return nil, undiscovered(ctx, err)
-		}
-		info.Now = time.Time{}
-		var h *balancer.Host
-		if h, failed = c.balancer.Pick(info); failed == nil {
-			return h, nil
-		}
-	}
-	if failed == balancer.ErrNoEndpoints {
-		failed = c.noEndpoints()
-	}
-	return nil, refuse(LayerBalancer, FlagNoHealthyUpstream, failed)
-}
-
 // noEndpoints returns the error of a cluster without endpoints.
 func (c *cluster) noEndpoints() error {
 	others, unserving := c.unselected.Load(), c.unserving.Load()
