@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/transports"
 )
@@ -130,11 +131,11 @@ func (c *Conns) send(req *http.Request) (*http.Response, error) {
 	m := c.shared
 	switch {
 	case m == nil || req.URL == nil || !simple(req):
-		return c.transport.RoundTrip(req)
+		return c.through(req)
 	case c.pool.config.MaxConnections == 0:
 		return m.share(req)
 	case !m.known(req):
-		return c.transport.RoundTrip(req)
+		return c.through(req)
 	case !m.line.busy():
 		resp, next, err := m.roundTrip(req)
 		if next == nil {
@@ -145,8 +146,19 @@ func (c *Conns) send(req *http.Request) (*http.Response, error) {
 	if m.known(req) {
 		return m.await(req)
 	}
-	resp, err := c.transport.RoundTrip(req)
+	resp, err := c.through(req)
 	m.answered(req, resp)
+	return resp, err
+}
+
+// through sends a call with net/http's transport. Over HTTP/2, that loses a body that it got from GetBody if it then has no connection for it.
+func (c *Conns) through(req *http.Request) (*http.Response, error) {
+	if req.GetBody == nil || !caller.ToWatch(req) {
+		return c.transport.RoundTrip(req)
+	}
+	out, b := hold(req)
+	resp, err := c.transport.RoundTrip(out)
+	b.release(err)
 	return resp, err
 }
 

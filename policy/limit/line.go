@@ -132,7 +132,7 @@ func (w *waiting) try() (*http.Response, <-chan struct{}, error) {
 		w.req = next
 		c := w.m.conns
 		if !w.m.known(w.req) { // the peer turned out to speak HTTP/1
-			resp, err := c.transport.RoundTrip(w.req)
+			resp, err := c.through(w.req)
 			return resp, nil, err
 		}
 		if _, ok := c.take(false, false); !ok {

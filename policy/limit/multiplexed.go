@@ -150,14 +150,6 @@ func (m *multiplexed) roundTrip(req *http.Request) (resp *http.Response, next *h
 	return resp, nil, err
 }
 
-// through sends a call with net/http's transport.
-func (m *multiplexed) through(req *http.Request) (*http.Response, error) {
-	out, b := hold(req)
-	resp, err := m.conns.transport.RoundTrip(out)
-	b.release(err)
-	return resp, err
-}
-
 // known reports whether the peer is known to speak HTTP/2 to calls like req.
 func (m *multiplexed) known(req *http.Request) bool {
 	w := m.way(req)

@@ -45,7 +45,7 @@ func (m *multiplexed) share(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
-	resp, err := m.conns.transport.RoundTrip(req)
+	resp, err := m.conns.through(req)
 	m.answered(req, resp)
 	return resp, err
 }
@@ -108,7 +108,7 @@ func (m *multiplexed) lead(req *http.Request, o *opening) (*http.Response, error
 	req = req.WithContext(ctx)
 	resp, next, err := m.roundTrip(req) // since another call may have opened one just before this one joined
 	if next != nil {
-		resp, err = m.through(next)
+		resp, err = m.conns.through(next)
 	}
 	if err != nil && asked && !got && ctx.Err() == nil && !caller.Canceled(req) {
 		w.end(authority, o, err)
