@@ -90,6 +90,7 @@ stress:
 	for run in $$(seq $(RUNS)); do \
 		echo "run $$run of $(RUNS)"; \
 		$(RACE) -count=1 ./... || exit 1; \
+		MESH_ORDEAL=300 $(RACE) -count=1 -run '^TestEverythingIsGivenBack$$' . || exit 1; \
 		GOMAXPROCS=1 $(RACE) -count=1 ./... || exit 1; \
 	done
 
