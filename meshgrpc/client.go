@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/nosidecar/mesh"
@@ -51,6 +52,7 @@ func DialOptions(m *mesh.Mesh) []grpc.DialOption {
 		grpc.WithContextDialer(dial),
 		grpc.WithNoProxy(),
 		grpc.WithDisableRetry(),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: noLimit}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}),
 		grpc.WithChainUnaryInterceptor(c.unary),
 		grpc.WithChainStreamInterceptor(c.stream),
@@ -63,6 +65,9 @@ const (
 	pingAfter   = 6 * time.Minute
 	pingTimeout = 20 * time.Second
 )
+
+// noLimit is how long gRPC waits for a connection. The mesh does not wait as long.
+const noLimit = 365 * 24 * time.Hour
 
 // client is shared by the ClientConns that use the same DialOptions.
 type client struct {

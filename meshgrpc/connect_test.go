@@ -27,6 +27,7 @@ import (
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/pause"
 	"github.com/nosidecar/mesh/internal/rawtest"
 )
 
@@ -110,15 +111,56 @@ func TestCallsThatWaitForAStream(t *testing.T) {
 	}
 }
 
-// connectTimeout covers everything up to the first frame of the server.
-func TestConnectTimeoutCoversASilentServer(t *testing.T) {
-	leak.Check(t)
-	var registry discovery.Memory
-	registry.Set("echo", meshtest.EndpointOf(t, silentListener(t, make(chan struct{}, 100))))
-	m := meshtest.New(t, connectsIn("100ms")+"---\n"+route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
-	_, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).UnaryCall(bounded(t), &grpctest.Request{})
-	if status.Code(err) != codes.Unavailable {
-		t.Errorf("%v, want Unavailable", err)
+// connectTimeout bounds everything up to the first frame of the server, and nothing else does.
+func TestConnectTimeout(t *testing.T) {
+	for _, test := range []struct {
+		name, documents string
+		dial            time.Duration // how long that takes
+		waits           time.Duration // how long a call waits for a server that is silent; 0 for a server that answers
+	}{
+		{"no connection", connectsIn("3s"), time.Minute, 3 * time.Second},
+		{"no frame", connectsIn("3s"), 0, 3 * time.Second},
+		{"no frame, after a slow dial", connectsIn("3s"), 2 * time.Second, 3 * time.Second},
+		{"no handshake", connectsIn("3s") + "---" + strict, 0, 3 * time.Second},
+		{"no handshake, after a slow dial", connectsIn("3s") + "---" + strict, 2 * time.Second, 3 * time.Second},
+		{"no handshake, by default", strict, 0, 10 * time.Second},
+		{"longer than gRPC's own limit", connectsIn("30s"), 25 * time.Second, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network, at, _ := inMemory(t, &grpctest.Service{Unary: grpctest.Echo})
+				if test.waits > 0 {
+					at.Address = "10.0.0.2"
+					rawtest.Serve(t, network.Listen(at.ID()), func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
+				}
+				w := newTown(t)
+				at.ServiceAccount = "echo"
+				w.registry.Set("echo", at)
+				m := w.member(t, "web", test.documents+"---\n"+route("    retries: {attempts: 0}\n"),
+					mesh.WithTransport(&http.Transport{DialContext: func(ctx context.Context, to, address string) (net.Conn, error) {
+						if err := pause.For(ctx, test.dial); err != nil {
+							return nil, err
+						}
+						return network.DialContext(ctx, to, address)
+					}}))
+				want, code := test.waits, codes.Unavailable
+				if want == 0 {
+					want, code = test.dial, codes.OK
+				}
+				client, begun := grpctest.NewClient(connect(t, m, "mesh:///echo")), time.Now()
+				_, err := client.UnaryCall(t.Context(), &grpctest.Request{})
+				if waited := time.Since(begun); waited != want || status.Code(err) != code {
+					t.Errorf("%v after %v, want %v after %v", err, waited, code, want)
+				}
+				if code != codes.OK {
+					return
+				}
+				time.Sleep(time.Minute)
+				if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil || network.Dials() != 1 {
+					t.Errorf("a later call: %v, after %d dials; want none, and 1", err, network.Dials())
+				}
+			})
+		})
 	}
 }
 
@@ -181,10 +223,9 @@ type dyingConn struct {
 	closed <-chan struct{}
 }
 
-func (dyingConn) Read([]byte) (int, error)          { return 0, io.EOF }
-func (dyingConn) Write(p []byte) (int, error)       { return len(p), nil }
-func (c dyingConn) Close() error                    { <-c.closed; return c.Conn.Close() }
-func (dyingConn) SetReadDeadline(t time.Time) error { return nil }
+func (dyingConn) Read([]byte) (int, error)    { return 0, io.EOF }
+func (dyingConn) Write(p []byte) (int, error) { return len(p), nil }
+func (c dyingConn) Close() error              { <-c.closed; return c.Conn.Close() }
 
 // When a connection has failed, but gRPC has not reported it yet, only one call fails. The calls after it go to another endpoint.
 func TestConnectionThatHasFailedIsNotWaitedFor(t *testing.T) {
@@ -251,8 +292,6 @@ func (c cutConn) Close() error {
 	})
 	return c.Conn.Close()
 }
-
-func (cutConn) SetReadDeadline(time.Time) error { return nil }
 
 // If the peer has cut off a connection, the error says so. It does not say that gRPC has closed the connection after that.
 func TestErrorOfAConnectionThatIsCutOffWhileItIsWrittenTo(t *testing.T) {

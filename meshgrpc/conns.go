@@ -294,7 +294,7 @@ type conn struct {
 	reached atomic.Bool           // our credentials
 	secured atomic.Bool           // by our credentials
 	only    bool                  // the only connection of the group when it was dialled
-	dialled time.Time             // synchronised by gRPC: set before the handshake
+	dialled bool                  // by our dialer; synchronised by gRPC: set before the handshake
 	failure atomic.Pointer[error] // why the connection could not be made
 
 	// Guarded by group.mu, except that sub and born do not change once calls are given the connection.
@@ -341,7 +341,7 @@ func (c *conn) changed(s balancer.SubConnState) {
 // about the endpoint. err is what gRPC says of a connection that could not be made.
 func (c *conn) misused(err error) error {
 	switch {
-	case c.dialled.IsZero():
+	case !c.dialled:
 		return errDialer
 	case err == nil && !c.secured.Load() || err != nil && !c.reached.Load() && c.failure.Load() == nil:
 		return errCredentials

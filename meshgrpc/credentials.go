@@ -36,12 +36,14 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	if c == nil {
 		return nil, errBalancer // only another load balancer makes connections without a conn
 	}
-	c.dialled = time.Now()
+	c.dialled = true
+	by := time.Now().Add(c.group.link.ConnectTimeout())
 	nc, err := c.group.link.Dial(ctx, c.only) // gRPC cannot share connections between ClientConns
 	if err != nil {
 		c.fail(err)
 		return nil, err
 	}
+	_ = nc.SetDeadline(by) // until settingsReader has seen the first frame
 	limitUnacknowledged(nc, pingTimeout)
 	return nc, nil
 }
@@ -78,15 +80,14 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 	if c == nil {
 		return nil, nil, errBalancer
 	}
-	if c.dialled.IsZero() {
+	if !c.dialled {
 		return nil, nil, errDialer
 	}
 	c.reached.Store(true)
 	config := c.group.link.TLS()
-	limit := connectTimeout(c.group.link.Limits().ConnectTimeout)
 	if config == nil {
 		c.secured.Store(true)
-		return newSettingsReader(raw, c, limit), plaintext{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}, nil
+		return &settingsReader{Conn: raw, conn: c}, plaintext{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}, nil
 	}
 	config = config.Clone()
 	config.NextProtos = slices.DeleteFunc(slices.Clone(config.NextProtos), func(p string) bool { return p == "http/1.1" })
@@ -94,8 +95,6 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 		config.ServerName = hostOf(authority)
 	}
 	secure := tls.Client(raw, config)
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	err := secure.HandshakeContext(ctx)
 	if err == nil && secure.ConnectionState().NegotiatedProtocol != "h2" {
 		err = errALPN
@@ -106,14 +105,7 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 		return nil, nil, err
 	}
 	c.secured.Store(true)
-	return newSettingsReader(secure, c, limit), verified{tlsInfo(secure.ConnectionState())}, nil
-}
-
-func connectTimeout(d time.Duration) time.Duration {
-	if d > 0 {
-		return d
-	}
-	return 10 * time.Second // as for HTTP
+	return &settingsReader{Conn: secure, conn: c}, verified{tlsInfo(secure.ConnectionState())}, nil
 }
 
 func hostOf(authority string) string {
@@ -154,18 +146,13 @@ func tlsInfo(state tls.ConnectionState) credentials.TLSInfo {
 }
 
 // settingsReader learns from the first frame of a server how many concurrent streams it allows, which gRPC does not expose. The
-// first frame is a SETTINGS frame (RFC 9113, section 3.4). gRPC considers the connection ready once it has read that frame.
+// first frame is a SETTINGS frame (RFC 9113, section 3.4). gRPC considers the connection ready once it has read that frame, so from
+// then on the connection has no deadline.
 type settingsReader struct {
 	net.Conn
 	conn *conn
 	seen []byte
 	done bool
-}
-
-// newSettingsReader wraps nc, and bounds the wait for the first frame: it must come within limit after the connection was dialled.
-func newSettingsReader(nc net.Conn, c *conn, limit time.Duration) *settingsReader {
-	_ = nc.SetReadDeadline(c.dialled.Add(limit))
-	return &settingsReader{Conn: nc, conn: c}
 }
 
 func (r *settingsReader) Read(p []byte) (int, error) {
@@ -174,7 +161,7 @@ func (r *settingsReader) Read(p []byte) (int, error) {
 		return n, err
 	}
 	if r.look(p[:n]); r.done {
-		_ = r.Conn.SetReadDeadline(time.Time{})
+		_ = r.Conn.SetDeadline(time.Time{})
 	} else if err != nil && !errors.Is(err, net.ErrClosed) { // gRPC has closed it, and knows why
 		r.conn.fail(&net.OpError{Op: "dial", Net: "tcp", Addr: r.RemoteAddr(), Err: fmt.Errorf("no HTTP/2 preface: %w", err)})
 	}

@@ -106,6 +106,9 @@ func codeOf(ctx context.Context, err error) codes.Code {
 	default:
 		return codes.Canceled
 	}
+	if failed, ok := err.(*mesh.Error); ok && failed.Flags&mesh.FlagConnectFailure != 0 {
+		return codes.Unavailable // even if connectTimeout has passed
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return codes.DeadlineExceeded
 	}

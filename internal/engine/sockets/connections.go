@@ -285,7 +285,7 @@ func (c *Connections) Connect(ctx context.Context) (_ net.Conn, expires time.Tim
 	}
 	config.NextProtos = markers(config.NextProtos) // without the protocols of HTTP
 	secure := tls.Client(conn, config)
-	ctx, cancel := context.WithTimeout(ctx, c.socket.owner.ConnectTimeout())
+	ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout())
 	defer cancel()
 	if err := secure.HandshakeContext(ctx); err != nil {
 		conn.Close()
@@ -299,6 +299,9 @@ func (c *Connections) Signals() *deadline.Signals { return &c.socket.owner.Signa
 
 // Secured reports whether this process adds TLS.
 func (c *Connections) Secured() bool { return c.socket.config != nil }
+
+// ConnectTimeout returns how long a connection may take.
+func (c *Connections) ConnectTimeout() time.Duration { return c.socket.owner.ConnectTimeout() }
 
 // Limits returns the limits of the destination's connections.
 func (c *Connections) Limits() limit.PoolConfig {
