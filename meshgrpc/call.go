@@ -95,8 +95,7 @@ func (c *call) describe(d *description, h *head) {
 	d.request = *blank.WithContext(c.ctx)
 	d.url = url.URL{Scheme: "http", Host: authority(c.cc), Path: h.method}
 	r := &d.request
-	r.Method, r.URL, r.Host, r.Header = http.MethodPost, &d.url, h.authority, h.header
-	r.Proto, r.ProtoMajor = "HTTP/2.0", 2
+	r.URL, r.Host, r.Header = &d.url, h.authority, h.header
 }
 
 // request returns the call with the head h as an HTTP request.

@@ -470,6 +470,7 @@ func TestConnectionLimits(t *testing.T) {
 		{"one call", "{http: {maxRequestsPerConnection: 1}}", 0, 12},
 		{"age", "{tcp: {maxConnectionDuration: 100ms}}", 120 * time.Millisecond, 3},
 		{"idle", "{http: {idleTimeout: 50ms}}", 250 * time.Millisecond, 3},
+		{"not idle", "{http: {idleTimeout: 50ms}}", 40 * time.Millisecond, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

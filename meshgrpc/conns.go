@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc/attributes"
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/resolver"
@@ -171,7 +172,7 @@ func (g *group) dial(full *conn) (*conn, error) {
 
 	//lint:ignore SA1019 there is no other way yet, and one address is all it gets
 	sub, err := g.owner.cc.NewSubConn(
-		[]resolver.Address{{Addr: g.link.Address(), Attributes: attributesOf(c)}},
+		[]resolver.Address{{Addr: g.link.Address(), Attributes: attributes.New(connKey{}, c)}},
 		balancer.NewSubConnOptions{StateListener: c.changed},
 	)
 	if err != nil {
@@ -251,15 +252,10 @@ func (g *group) watch() bool {
 
 // keep makes the group the one that is found first with its link, if that is no other ClientConn's.
 func (g *group) keep() {
-	kept := &g.link.Kept
-	if !kept.CompareAndSwap(nil, g) && !kept.CompareAndSwap((*group)(nil), g) {
-		return
-	}
 	g.mu.Lock()
-	closed := g.closed
-	g.mu.Unlock()
-	if closed {
-		g.forgotten()
+	defer g.mu.Unlock()
+	if kept := &g.link.Kept; !g.closed && !kept.CompareAndSwap(nil, g) {
+		kept.CompareAndSwap((*group)(nil), g)
 	}
 }
 
@@ -291,7 +287,6 @@ type conn struct {
 	streams atomic.Int64 // how many concurrent streams the server allows; 0 for any number
 	group   *group
 	used    atomic.Bool           // since the last check whether the connection is idle
-	reached atomic.Bool           // our credentials
 	secured atomic.Bool           // by our credentials
 	only    bool                  // the only connection of the group when it was dialled
 	dialled bool                  // by our dialer; synchronised by gRPC: set before the handshake
@@ -343,7 +338,7 @@ func (c *conn) misused(err error) error {
 	switch {
 	case !c.dialled:
 		return errDialer
-	case err == nil && !c.secured.Load() || err != nil && !c.reached.Load() && c.failure.Load() == nil:
+	case !c.secured.Load() && (err == nil || c.failure.Load() == nil): // our dialer and our credentials say why they fail
 		return errCredentials
 	case err != nil && strings.Contains(err.Error(), "cannot send secure credentials on an insecure connection"):
 		return errInsecure

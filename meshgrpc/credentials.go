@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/grpc/attributes"
 	"google.golang.org/grpc/credentials"
 )
 
@@ -18,16 +17,8 @@ type connKey struct{}
 
 // connOf returns the connection that gRPC is making with ctx.
 func connOf(ctx context.Context) *conn {
-	info := credentials.ClientHandshakeInfoFromContext(ctx)
-	if info.Attributes == nil {
-		return nil
-	}
-	c, _ := info.Attributes.Value(connKey{}).(*conn)
+	c, _ := credentials.ClientHandshakeInfoFromContext(ctx).Attributes.Value(connKey{}).(*conn)
 	return c
-}
-
-func attributesOf(c *conn) *attributes.Attributes {
-	return attributes.New(connKey{}, c)
 }
 
 // dial is the dialer for gRPC. It dials an endpoint as the mesh does.
@@ -83,7 +74,6 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 	if !c.dialled {
 		return nil, nil, errDialer
 	}
-	c.reached.Store(true)
 	config := c.group.link.TLS()
 	if config == nil {
 		c.secured.Store(true)
@@ -146,8 +136,8 @@ func tlsInfo(state tls.ConnectionState) credentials.TLSInfo {
 }
 
 // settingsReader learns from the first frame of a server how many concurrent streams it allows, which gRPC does not expose. The
-// first frame is a SETTINGS frame (RFC 9113, section 3.4). gRPC considers the connection ready once it has read that frame, so from
-// then on the connection has no deadline.
+// first frame is a SETTINGS frame (RFC 9113, section 3.4): gRPC closes the connection after any other. It considers the connection ready once it
+// has read that frame, so from then on the connection has no deadline.
 type settingsReader struct {
 	net.Conn
 	conn *conn
@@ -170,11 +160,10 @@ func (r *settingsReader) Read(p []byte) (int, error) {
 
 func (r *settingsReader) look(p []byte) {
 	const (
-		header   = 9
-		setting  = 6
-		settings = 0x4 // the type of the frame
-		streams  = 0x3 // SETTINGS_MAX_CONCURRENT_STREAMS
-		enough   = header + 64*setting
+		header  = 9
+		setting = 6
+		streams = 0x3 // SETTINGS_MAX_CONCURRENT_STREAMS
+		enough  = header + 64*setting
 	)
 	r.seen = append(r.seen, p[:min(len(p), enough-len(r.seen))]...)
 	if len(r.seen) < header {
@@ -184,11 +173,9 @@ func (r *settingsReader) look(p []byte) {
 	if len(r.seen) < header+size && len(r.seen) < enough {
 		return
 	}
-	if r.seen[3] == settings {
-		for s := range slices.Chunk(r.seen[header:min(header+size, len(r.seen))], setting) {
-			if len(s) == setting && binary.BigEndian.Uint16(s) == streams {
-				r.conn.streams.Store(int64(max(1, binary.BigEndian.Uint32(s[2:]))))
-			}
+	for s := r.seen[header:min(header+size, len(r.seen))]; len(s) >= setting; s = s[setting:] {
+		if binary.BigEndian.Uint16(s) == streams {
+			r.conn.streams.Store(int64(max(1, binary.BigEndian.Uint32(s[2:]))))
 		}
 	}
 	r.done, r.seen = true, nil

@@ -135,21 +135,15 @@ func receive(h http.Header, md metadata.MD) (host string, plain bool) {
 			if len(values) > 0 {
 				host = values[0]
 			}
-		case "content-type":
-			h["Content-Type"] = values
-		case "user-agent":
-			h["User-Agent"] = values
-		case "grpc-accept-encoding":
-			h["Grpc-Accept-Encoding"] = values
-		case "authorization", "traceparent", "tracestate", "baggage", "b3", "x-request-id":
-			h[headerName(key)] = values
+			continue
+		case "content-type", "user-agent", "grpc-accept-encoding", "authorization", "traceparent", "tracestate", "baggage", "b3", "x-request-id":
 		default:
 			plain = false
 			if strings.HasSuffix(key, binarySuffix) {
 				values = wireOf(values)
 			}
-			h[headerName(key)] = values
 		}
+		h[headerName(key)] = values
 	}
 	h["Te"] = trailers // gRPC does not pass it on, but every client must send it
 	if h["Content-Type"] == nil {
@@ -186,28 +180,22 @@ func metadataOf(key string, values []string) []string {
 
 // fromHTTP returns a request header as metadata, without the headers that gRPC or the connection sets.
 func fromHTTP(h http.Header) metadata.MD {
-	md := make(metadata.MD, len(h))
-	for name, values := range h {
-		switch name {
-		case "Content-Type", "Content-Length", "Connection", "Te", deadline.Header:
-			continue // grpc-timeout has the deadline
-		}
-		key := metadataKey(name)
-		md[key] = metadataOf(key, values)
-	}
-	return md
+	return grpcMetadata(h, "Content-Type", "Content-Length", "Connection", "Te", deadline.Header) // grpc-timeout has the deadline
 }
 
 // fromReply returns a response header as metadata, without the status.
 func fromReply(h http.Header) metadata.MD {
+	return grpcMetadata(h, "Content-Length", "Grpc-Status", "Grpc-Message")
+}
+
+// grpcMetadata is the reverse of httpHeader, without some headers.
+func grpcMetadata(h http.Header, without ...string) metadata.MD {
 	md := make(metadata.MD, len(h))
 	for name, values := range h {
-		switch name {
-		case "Content-Length", "Grpc-Status", "Grpc-Message":
-			continue
+		if !slices.Contains(without, name) {
+			key := metadataKey(name)
+			md[key] = metadataOf(key, values)
 		}
-		key := metadataKey(name)
-		md[key] = metadataOf(key, values)
 	}
 	return md
 }

@@ -84,6 +84,20 @@ func TestOptionsThatKeepTheMeshFromConnecting(t *testing.T) {
 	}
 }
 
+// With another load balancer, another dialer may reach an endpoint, which the mesh cannot secure.
+func TestOtherLoadBalancerAndDialer(t *testing.T) {
+	leak.Check(t)
+	at := serve(t, &grpctest.Service{Unary: grpctest.Echo})
+	conn := connect(t, meshtest.New(t, "", echoAt(at)), "passthrough:///echo", grpc.WithDefaultServiceConfig("{}"),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", at.ID())
+		}))
+	_, err := unaryCall(bounded(t), grpctest.NewClient(conn))
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "load balancer of the mesh is not in use") {
+		t.Errorf("%v, want Unavailable, and why", err)
+	}
+}
+
 // gRPC takes a scheme that it does not know for a part of a host.
 func TestTargetWithAnUnknownScheme(t *testing.T) {
 	leak.Check(t)

@@ -22,16 +22,15 @@ var passages = sync.Pool{New: func() any { return &passage{fields: make(http.Hea
 // mostFields is the size up to which a header is kept for other calls.
 const mostFields = 64
 
-// blank is what requests are copied from. It is never changed.
-var blank http.Request
+// blank is what the requests of calls are copied from. It is never changed.
+var blank = http.Request{Method: http.MethodPost, Proto: "HTTP/2.0", ProtoMajor: 2}
 
 // describe returns the request of a call.
 func (p *passage) describe(in *inbound, method string, from origin) *http.Request {
 	r := &p.request
 	*r = *blank.WithContext(in)
 	p.url.Path = method
-	r.Method, r.URL, r.RequestURI = http.MethodPost, &p.url, method
-	r.Proto, r.ProtoMajor = "HTTP/2.0", 2
+	r.URL, r.RequestURI = &p.url, method
 	r.Header, r.Body = p.fields, http.NoBody
 	r.Host, p.facts.Plain = receive(p.fields, in.arrived)
 	p.facts.Origin = from.kept

@@ -17,11 +17,8 @@ type resolverBuilder struct{}
 
 func (resolverBuilder) Scheme() string { return scheme }
 
-func (resolverBuilder) Build(target resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
-	if target.URL.Host != "" || target.Endpoint() == "" {
-		return nil, errTarget
-	}
-	_ = cc.UpdateState(resolver.State{}) // another load balancer may refuse an empty list; calls then say what is wrong
+func (resolverBuilder) Build(_ resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
+	_ = cc.UpdateState(resolver.State{}) // another load balancer may refuse an empty list; calls say what is wrong with it, or with the target
 	return noResolver{}, nil
 }
 

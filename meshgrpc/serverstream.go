@@ -91,7 +91,7 @@ func (s *serverStream) move(sent bool, m any) error {
 
 // answers reports whether gRPC has answered the call with err, since it could not receive a message: it was too large, say.
 func answers(err error) bool {
-	if err == io.EOF || err == errDenied {
+	if err == io.EOF {
 		return false
 	}
 	switch status.Code(err) {
