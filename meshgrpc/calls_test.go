@@ -494,6 +494,34 @@ func TestConnectionLimits(t *testing.T) {
 	}
 }
 
+// A connection on which a stream is silent is not idle: other calls share it.
+func TestConnectionWithAStreamIsNotIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, endpoint, transport := inMemory(t, echoStreams)
+		m := meshtest.New(t, "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: echo}\n"+
+			"spec: {host: echo, trafficPolicy: {connectionPool: {http: {idleTimeout: 1s}}}}\n", transport, echoAt(endpoint))
+		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+		stream, err := client.FullDuplexCall(t.Context())
+		if err == nil {
+			err = stream.Send(&grpctest.In{})
+		}
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil || network.Dials() != 1 {
+			t.Errorf("%v over connection %d, want the first", err, network.Dials())
+		}
+		_ = stream.CloseSend()
+		if _, err := stream.Recv(); err != io.EOF {
+			t.Errorf("end of stream: %v, want io.EOF", err)
+		}
+	})
+}
+
 // A call that waits for an endpoint is delayed by the fault of its route once, however often it is started again, and counts once.
 func TestWaitingCallIsDelayedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

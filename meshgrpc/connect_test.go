@@ -23,6 +23,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/memnet"
@@ -172,25 +173,35 @@ func hangingUp(t *testing.T, accepted *atomic.Int64) discovery.Endpoint {
 	return meshtest.EndpointOf(t, listener.Addr().String())
 }
 
-// An endpoint that cannot be connected to is not dialled for every call, and the state of the ClientConn is TRANSIENT_FAILURE.
+// An endpoint that hangs up, or refuses to be connected to, is not dialled for every call, and the state of the ClientConn is TRANSIENT_FAILURE.
 func TestEndpointThatHangsUpIsNotDialledWithEveryCall(t *testing.T) {
-	leak.Check(t)
-	var accepted atomic.Int64
-	var registry discovery.Memory
-	registry.Set("echo", hangingUp(t, &accepted))
-	m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
-	conn := connect(t, m, "mesh:///echo")
-	const calls = 300
-	for range calls {
-		if _, err := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{}); status.Code(err) != codes.Unavailable {
-			t.Fatalf("%v, want Unavailable", err)
-		}
-	}
-	if n := accepted.Load(); n > calls/10 {
-		t.Errorf("%d calls made %d connections", calls, n)
-	}
-	if state := conn.GetState(); state != connectivity.TransientFailure {
-		t.Errorf("state %v, want TRANSIENT_FAILURE", state)
+	for name, refuses := range map[string]bool{"hangs up": false, "refuses": true} {
+		t.Run(name, func(t *testing.T) {
+			leak.Check(t)
+			var accepted atomic.Int64
+			var registry discovery.Memory
+			registry.Set("echo", hangingUp(t, &accepted))
+			transport := &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				if refuses {
+					accepted.Add(1)
+					return nil, syscall.ECONNREFUSED
+				}
+				return new(net.Dialer).DialContext(ctx, network, address)
+			}}
+			m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry), mesh.WithTransport(transport))
+			conn := connect(t, m, "mesh:///echo")
+			const calls = 300
+			for range calls {
+				if _, err := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{}); status.Code(err) != codes.Unavailable {
+					t.Fatalf("%v, want Unavailable", err)
+				}
+			}
+			if n := accepted.Load(); n > calls/10 {
+				t.Errorf("%d calls made %d connections", calls, n)
+			}
+			// A call fails before gRPC has noticed.
+			await.True(t, "TRANSIENT_FAILURE", func() bool { return conn.GetState() == connectivity.TransientFailure })
+		})
 	}
 }
 

@@ -338,7 +338,7 @@ func (c *conn) misused(err error) error {
 	switch {
 	case !c.dialled:
 		return errDialer
-	case !c.secured.Load() && (err == nil || c.failure.Load() == nil): // our dialer and our credentials say why they fail
+	case !c.secured.Load() && c.failure.Load() == nil: // our dialer and our credentials say why they fail
 		return errCredentials
 	case err != nil && strings.Contains(err.Error(), "cannot send secure credentials on an insecure connection"):
 		return errInsecure

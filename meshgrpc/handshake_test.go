@@ -17,6 +17,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -74,6 +76,20 @@ func TestClientThatDoesNotChooseHTTP2(t *testing.T) {
 			t.Errorf("%q: the client got %d bytes, and %v", protocol, n, err)
 		}
 	}
+}
+
+// A connection over TLS of another listener is closed if mTLS is required and nobody can tell who the peer is.
+func TestStrictWithoutIdentity(t *testing.T) {
+	leak.Check(t)
+	w := newTown(t)
+	ln := rawtest.Listen(t)
+	m := meshtest.New(t, strict)
+	grpctest.ServeOn(t, tls.NewListener(ln, presenting(t, w, "echo", "h2")), whoCalls, meshgrpc.ServerOptions(m)...)
+	conn := grpctest.Dial(t, ln.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(presenting(t, w, "web"))))
+	if _, err := unaryCall(bounded(t), grpctest.NewClient(conn)); status.Code(err) != codes.Unavailable {
+		t.Errorf("%v, want Unavailable", err)
+	}
+	await.True(t, "the connection to be closed", func() bool { return conn.GetState() != connectivity.Ready })
 }
 
 // The addresses of a connection are those of its calls, for policies and for observers.

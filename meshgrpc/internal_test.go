@@ -296,8 +296,21 @@ func TestCallWithoutAMessageMakesRoomWhenItsTimeIsUp(t *testing.T) {
 	}
 }
 
-// gRPC does not close a connection if it cannot write its first frame. The connection is forgotten all the same.
-func TestConnectionThatCannotBeWrittenToIsForgotten(t *testing.T) {
+// gRPC does not close a connection if it cannot write its first frame. The connection is forgotten all the same, as one that is closed.
+func TestConnectionThatEndsIsForgotten(t *testing.T) {
+	for name, end := range map[string]func(t *testing.T, conn net.Conn){
+		"it cannot be written to": func(t *testing.T, conn net.Conn) {
+			if _, err := conn.Write([]byte("settings")); err == nil {
+				t.Fatal("the peer is gone, but something was written")
+			}
+		},
+		"it is closed": func(_ *testing.T, conn net.Conn) { conn.Close() },
+	} {
+		t.Run(name, func(t *testing.T) { testForgotten(t, end) })
+	}
+}
+
+func testForgotten(t *testing.T, end func(t *testing.T, conn net.Conn)) {
 	ca, err := tlsid.NewDevCA("cluster.local")
 	if err != nil {
 		t.Fatal(err)
@@ -332,9 +345,7 @@ func TestConnectionThatCannotBeWrittenToIsForgotten(t *testing.T) {
 	if s.connOf(&state) == nil {
 		t.Fatal("the connection is not known")
 	}
-	if _, err := conn.Write([]byte("settings")); err == nil {
-		t.Fatal("the peer is gone, but something was written")
-	}
+	end(t, conn)
 	near.Close()
 	if s.connOf(&state) != nil {
 		t.Error("the connection is kept")

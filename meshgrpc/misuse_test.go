@@ -55,6 +55,10 @@ func TestOptionsThatKeepTheMeshFromConnecting(t *testing.T) {
 		{"dialer that fails", grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 			return nil, errors.New("no network")
 		}), codes.Unavailable, "dialer of the mesh is not in use", "dialer of the mesh is not in use"},
+		{"dialer to a silent server", grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+			near, _ := net.Pipe()
+			return near, nil
+		}), codes.Unavailable, "dialer of the mesh is not in use", "dialer of the mesh is not in use"},
 		{"per-RPC credentials", grpc.WithPerRPCCredentials(secret{true}), codes.Unauthenticated, "require transport security", ""},
 		{"per-RPC credentials for plaintext", grpc.WithPerRPCCredentials(secret{false}), codes.OK, "", ""},
 	} {

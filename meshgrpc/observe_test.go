@@ -30,24 +30,24 @@ func TestObserversSeeTheStatusOfGRPC(t *testing.T) {
 			return status.Error(codes.Code(in.ResponseParameters[0].Size), "as asked for")
 		},
 	}))
-	ended, attempts := make(chan mesh.Call, 1), make(chan int, 1)
+	ended, attempts := make(chan mesh.Call, 1), make(chan mesh.Attempt, 1)
 	m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
 		CallEnd:    func(_ context.Context, c *mesh.Call) { ended <- *c },
-		AttemptEnd: func(_ context.Context, a *mesh.Attempt) { attempts <- a.GRPCStatus },
+		AttemptEnd: func(_ context.Context, a *mesh.Attempt) { attempts <- *a },
 	}))
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 	for _, code := range []codes.Code{codes.OK, codes.NotFound, codes.Unavailable} {
 		_, err := client.UnaryCall(bounded(t), &grpctest.Request{ResponseSize: int32(code)})
-		if c, a := <-ended, <-attempts; status.Code(err) != code || c.Status != 200 || c.GRPCStatus != int(code) || a != int(code) {
-			t.Errorf("unary, %v: observers saw %d and %d, and %d of the attempt (%v)", code, c.Status, c.GRPCStatus, a, err)
+		if c, a := <-ended, <-attempts; status.Code(err) != code || c.Status != 200 || c.GRPCStatus != int(code) || a.Status != 200 || a.GRPCStatus != int(code) {
+			t.Errorf("unary, %v: observers saw %d and %d, and %d and %d of the attempt (%v)", code, c.Status, c.GRPCStatus, a.Status, a.GRPCStatus, err)
 		}
 		in := &grpctest.In{ResponseParameters: []*grpctest.Parameters{{Size: int32(code)}}}
 		stream, err := client.StreamingOutputCall(bounded(t), in)
 		for err == nil {
 			_, err = stream.Recv()
 		}
-		if c, a := <-ended, <-attempts; c.Status != 200 || c.GRPCStatus != int(code) || a != int(code) {
-			t.Errorf("stream, %v: observers saw %d and %d, and %d of the attempt (%v)", code, c.Status, c.GRPCStatus, a, err)
+		if c, a := <-ended, <-attempts; c.Status != 200 || c.GRPCStatus != int(code) || a.Status != 200 || a.GRPCStatus != int(code) {
+			t.Errorf("stream, %v: observers saw %d and %d, and %d and %d of the attempt (%v)", code, c.Status, c.GRPCStatus, a.Status, a.GRPCStatus, err)
 		}
 	}
 }

@@ -103,6 +103,11 @@ func TestDenialsEndRunningCalls(t *testing.T) {
 			<-s.Context().Done()
 			return nil
 		}, receive},
+		"handler waits, and sends": {"FullDuplexCall", func(s grpctest.BidiServer) error {
+			<-s.Context().Done()
+			_ = s.Send(&grpctest.Out{})
+			return nil
+		}, receive},
 		"unary": {"UnaryCall", nil, func(ctx context.Context, conn *grpc.ClientConn) error {
 			_, err := grpctest.NewClient(conn).UnaryCall(ctx, &grpctest.Request{})
 			return err
@@ -234,7 +239,8 @@ func TestObserversSeeTheStatusOfInboundCalls(t *testing.T) {
 			}
 			return &grpctest.Response{}, status.Error(codes.Code(in.ResponseSize), "as asked for")
 		},
-		Bidi: func(s grpctest.BidiServer) error { return status.Error(codes.Aborted, "as ever") },
+		Bidi:  func(s grpctest.BidiServer) error { return status.Error(codes.Aborted, "as ever") },
+		Input: echoStreams.Input,
 	}
 	m := w.member(t, "payment", deny("EmptyCall"), observer)
 	// Calls of a plain server behind Mesh.Handler are observed too.
@@ -268,6 +274,12 @@ func TestObserversSeeTheStatusOfInboundCalls(t *testing.T) {
 			}
 			if in := await.Receive(t, "observers to be told", ends); in.Status != 200 || in.GRPCStatus != int(codes.Aborted) {
 				t.Errorf("stream: observers saw %d and %d", in.Status, in.GRPCStatus)
+			}
+			if _, err := uploadedCall(bounded(t), client); err != nil {
+				t.Error(err)
+			}
+			if in := await.Receive(t, "observers to be told", ends); in.Status != 200 || in.GRPCStatus != int(codes.OK) {
+				t.Errorf("upload: observers saw %d and %d", in.Status, in.GRPCStatus)
 			}
 			if _, err := client.EmptyCall(bounded(t), &grpc_testing.Empty{}); status.Code(err) != codes.PermissionDenied {
 				t.Error(err)

@@ -308,9 +308,7 @@ func (s *server) unary(ctx context.Context, message any, info *grpc.UnaryServerI
 	}
 	header := in.replyHeader()
 	reply, err := handler(ctx, message)
-	if err = in.allowed(err); err == errDenied {
-		reply = nil
-	}
+	err = in.allowed(err)
 	header.End(ctx, err)
 	if observed && err == nil && ctx.Err() == nil { // otherwise it is not sent
 		in.moved(true, reply)

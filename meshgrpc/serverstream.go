@@ -25,10 +25,7 @@ func (in *inbound) passes(stream grpc.ServerStream) grpc.ServerStream {
 	s := &in.passed
 	s.ServerStream, s.in = stream, in
 	s.users.Store(1)
-	if in.stream == nil || in.call.Observed() {
-		return s
-	}
-	return (*directStream)(s)
+	return s
 }
 
 // replyHeader returns what observers have set for the header of the response, nil if that is nothing.
@@ -149,24 +146,4 @@ func (s *serverStream) passApart(sent bool, m any) error {
 		panic(e.panicked) // in the goroutine of the handler, as if it had passed the message
 	}
 	return e.err
-}
-
-// directStream is a serverStream whose messages nobody observes. Ending its call wakes goroutines that wait in the stream. So a message costs a
-// few instructions.
-type directStream serverStream
-
-func (s *directStream) Context() context.Context { return &s.in.entered }
-
-func (s *directStream) SendMsg(m any) error {
-	if s.in.entered.Withdrawn() {
-		return errDenied
-	}
-	return s.in.allowed(s.ServerStream.SendMsg(m))
-}
-
-func (s *directStream) RecvMsg(m any) error {
-	if s.in.entered.Withdrawn() {
-		return errDenied
-	}
-	return s.in.allowed(s.ServerStream.RecvMsg(m))
 }

@@ -934,20 +934,26 @@ func TestAnsweredTryThatIsRepeatedEnds(t *testing.T) {
 	leak.Check(t)
 	var tries atomic.Int64
 	over := make(chan struct{})
-	_, conn := one(t, route("    retries: {attempts: 1, retryOn: \"200\", backoff: 1ms}\n"),
-		[]discovery.Endpoint{serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
-			if err := stream.SendHeader(nil); err != nil || tries.Add(1) > 1 {
-				return errors.Join(err, grpctest.EchoStream(stream))
-			}
-			<-stream.Context().Done()
-			close(over)
-			return nil
-		}})})
+	ends := make(chan int, 2)
+	m := meshtest.New(t, route("    retries: {attempts: 1, retryOn: \"200\", backoff: 1ms}\n"), mesh.WithObserver(mesh.Observer{
+		AttemptEnd: func(_ context.Context, a *mesh.Attempt) { ends <- a.Number },
+	}), echoAt(serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+		if err := stream.SendHeader(nil); err != nil || tries.Add(1) > 1 {
+			return errors.Join(err, grpctest.EchoStream(stream))
+		}
+		<-stream.Context().Done()
+		close(over)
+		return nil
+	}})))
+	conn := connect(t, m, "mesh:///echo")
 	stream, err := grpctest.NewClient(conn).FullDuplexCall(bounded(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	await.Receive(t, "the first try ends on the server", over)
+	if n := await.Receive(t, "observers to be told", ends); n != 1 {
+		t.Errorf("observers saw the end of try %d first", n)
+	}
 	if err := stream.Send(&grpctest.In{}); err != nil {
 		t.Fatal(err)
 	}
