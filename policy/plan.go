@@ -213,8 +213,8 @@ type Cluster struct {
 	Outlier breaker.OutlierConfig
 
 	// Accrual takes an endpoint out after so many failures in a row, as the annotations of Linkerd ask for: for the time Min, and then until a
-	// call to it succeeds. One call at a time tries that, and each that fails doubles the time before the next, up to Max. A random part of up to
-	// Jitter times the time is added. It applies only if Failures is not 0; then Eject is not set.
+	// call to it succeeds. One call at a time tries that, and each that fails, or takes as long as the next time, doubles the time, up to Max. A
+	// random part of up to Jitter times the time is added. It applies only if Failures is not 0; then Eject is not set.
 	Accrual struct {
 		Failures int
 		Min, Max time.Duration

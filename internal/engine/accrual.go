@@ -44,7 +44,8 @@ type accrual struct {
 	// Guarded by of.mu.
 	endpoint *endpoint
 	penalty  time.Duration // the last one, without its random part
-	until    time.Time
+	until    time.Time     // when it is over, or when the trial has taken too long
+	trial    uint32        // the number of the last one
 }
 
 // States of an endpoint.
@@ -52,7 +53,7 @@ const (
 	isIn      = iota
 	isOut     // until its penalty is over
 	onTrial   // the next call decides
-	isOnTrial // a call that will decide is under way
+	isOnTrial // a call that will decide is under way, until it has taken as long as the next penalty
 )
 
 // watch gives the endpoint what it has earned under an earlier cluster.
@@ -64,8 +65,10 @@ func (c *accruals) watch(e *endpoint) {
 		a = &accrual{of: c}
 		c.byID.Store(e.host.ID(), a)
 	}
-	a.endpoint = e
-	a.showLocked()
+	if e.replaces(a.endpoint) {
+		a.endpoint = e
+		a.showLocked()
+	}
 }
 
 func (c *accruals) find(id string) *accrual {
@@ -89,7 +92,8 @@ func (a *accrual) showLocked() {
 	a.endpoint.host.SetEjected(state == isOut || state == isOnTrial)
 }
 
-// sweep puts the endpoints on trial whose penalty is over. It costs next to nothing if there are none.
+// sweep puts the endpoints on trial whose penalty is over. A trial that has taken as long as the next penalty counts as failed, and so as that penalty:
+// otherwise a call that hangs would keep the endpoint out. It costs next to nothing if there are none.
 func (c *accruals) sweep(now time.Time) {
 	if int64(now.Sub(c.start)) < c.due.Load() {
 		return
@@ -99,12 +103,16 @@ func (c *accruals) sweep(now time.Time) {
 	c.due.Store(math.MaxInt64)
 	for _, earned := range c.byID.Range {
 		a := earned.(*accrual)
-		if a.state.Load() != isOut {
+		state := a.state.Load()
+		if state != isOut && state != isOnTrial {
 			continue
 		}
 		if now.Before(a.until) {
 			c.expectLocked(a.until)
 			continue
+		}
+		if state == isOnTrial {
+			a.penalty = a.nextLocked()
 		}
 		a.state.Store(onTrial)
 		a.showLocked()
@@ -115,34 +123,40 @@ func (c *accruals) expectLocked(until time.Time) {
 	c.due.Store(min(c.due.Load(), int64(until.Sub(c.start))))
 }
 
-// enter reports whether a call that has picked the endpoint may use it, and whether the call decides if the endpoint comes back. If the call may not use
-// it, the next pick does not give it. panics says that picks may give what is out.
-func (a *accrual) enter(e *endpoint, panics bool) (decides, ok bool) {
+// enter reports whether a call that has picked the endpoint may use it. If the call decides whether the endpoint comes back, trial is its number, and
+// otherwise 0. If the call may not use the endpoint, the next pick does not give it. panics says that picks may give what is out.
+func (a *accrual) enter(e *endpoint, panics bool) (trial uint32, ok bool) {
 	if a.state.Load() == isIn {
-		return false, true
+		return 0, true
 	}
 	a.of.mu.Lock()
 	defer a.of.mu.Unlock()
 	switch a.state.Load() {
 	case isIn:
-		return false, true
+		return 0, true
 	case onTrial:
+		a.trial = max(1, a.trial+1)
+		a.until = time.Now().Add(a.nextLocked())
+		a.of.expectLocked(a.until)
 		a.state.Store(isOnTrial)
 		a.showLocked()
-		return true, true
+		return a.trial, true
 	}
-	if !panics && e != a.endpoint { // of an earlier cluster, which has calls left
+	if !panics && e != a.endpoint { // of a cluster that was replaced, and has calls left
 		e.host.SetEjected(true)
 	}
-	return false, panics
+	return 0, panics
 }
 
-// report records how a call ended. Of an endpoint that is out, only the call that decides matters.
-func (a *accrual) report(result breaker.Result, decides bool) {
+// nextLocked returns the penalty after the last one.
+func (a *accrual) nextLocked() time.Duration { return min(a.of.config.Max, 2*a.penalty) }
+
+// report records how a call ended. Of an endpoint that is out, only trials matter.
+func (a *accrual) report(result breaker.Result, trial uint32) {
 	failed := result < 0 || result >= statusFailed
 	switch {
-	case decides:
-		a.decide(result, failed)
+	case trial != 0:
+		a.decide(result, failed, trial)
 	case result == breaker.NoResult || a.state.Load() != isIn:
 	case failed:
 		if n := a.failures.Add(1); n >= int64(a.of.config.Failures) {
@@ -180,22 +194,27 @@ func (a *accrual) penalizeLocked(penalty time.Duration, now time.Time) {
 	a.showLocked()
 }
 
-// decide ends a trial. If nothing is known of the call, the next one decides.
-func (a *accrual) decide(result breaker.Result, failed bool) {
+// decide ends a trial. If nothing is known of the call, the next one decides. Of a trial that has taken too long, only a success matters, unless the
+// endpoint has failed another one since.
+func (a *accrual) decide(result breaker.Result, failed bool, trial uint32) {
 	a.of.mu.Lock()
 	var e *endpoint
+	state := a.state.Load()
+	current := state == isOnTrial && trial == a.trial
 	switch {
-	case a.state.Load() != isOnTrial:
-	case result == breaker.NoResult:
+	case !failed && result != breaker.NoResult:
+		if state == onTrial || state == isOnTrial {
+			a.failures.Store(0)
+			a.state.Store(isIn)
+			a.showLocked()
+			e = a.endpoint
+		}
+	case !current:
+	case failed:
+		a.penalizeLocked(a.nextLocked(), time.Now())
+	default:
 		a.state.Store(onTrial)
 		a.showLocked()
-	case failed:
-		a.penalizeLocked(min(a.of.config.Max, 2*a.penalty), time.Now())
-	default:
-		a.failures.Store(0)
-		a.state.Store(isIn)
-		a.showLocked()
-		e = a.endpoint
 	}
 	a.of.mu.Unlock()
 	if e != nil {

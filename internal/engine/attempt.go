@@ -30,7 +30,7 @@ type Attempt struct {
 	status   int32           // HTTP status of the answer, or its equivalent; 0 if there is none
 	grpc     int32           // the status of a gRPC answer, plus 1; 0 if there is none
 
-	decides bool // whether the endpoint comes back: see accrual
+	trial uint32 // the number of the endpoint's trial that it is, or 0: see accrual
 
 	// Copied from the cluster, of which the end of the attempt then needs only what it writes.
 	timesAnswers bool // the balancer or the circuit depends on how long the endpoint takes to answer
@@ -158,7 +158,7 @@ func (a *Attempt) mayUse(h *balancer.Host) (ok bool) {
 	if earned == nil || a.call.kind == Raw {
 		return true
 	}
-	if a.decides, ok = earned.enter(h.Value().(*endpoint), a.cluster.config.Balancer.PanicFraction > 0); ok {
+	if a.trial, ok = earned.enter(h.Value().(*endpoint), a.cluster.config.Balancer.PanicFraction > 0); ok {
 		a.accrual = earned
 	}
 	return ok
@@ -380,7 +380,10 @@ func (a *Attempt) report(result breaker.Result) {
 	}
 	if earned := a.accrual; earned != nil {
 		a.accrual = nil
-		earned.report(result, a.decides)
+		if result >= statusFailed && a.grpc == 1+12 { // UNIMPLEMENTED, which says nothing of the endpoint: for Linkerd it is a success
+			result = 200
+		}
+		earned.report(result, a.trial)
 	}
 }
 

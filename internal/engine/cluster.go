@@ -64,6 +64,8 @@ type cluster struct {
 	rank  int64 // see byUse; guarded by Engine.mu
 	place int32 // in byUse; guarded by Engine.mu
 
+	generation int32 // that of the cluster that it replaced, plus 1
+
 	heard      atomic.Bool // discovery has answered, or has had enough time to: see healthy
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
@@ -104,6 +106,7 @@ func newClusterLocked(e *Engine, target route.Target, config clusterConfig, prev
 	if previous == nil {
 		previous = &cluster{config: clusterConfig{treatment: new(treatment)}}
 	}
+	c.generation = previous.generation + 1
 	var err error
 	if c.balancer, err = balancer.New(config.Balancer, balancer.Hooks{
 		Attach: c.attach, Removed: c.removed, Drained: c.drained,

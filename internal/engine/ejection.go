@@ -32,7 +32,9 @@ func newOutlierDetector(config breaker.OutlierConfig) (*outlierDetector, error) 
 func (d *outlierDetector) watch(e *endpoint) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.hosts.Set(e.host.ID(), e)
+	if e.replaces(d.hosts.Get(e.host.ID())) {
+		d.hosts.Set(e.host.ID(), e)
+	}
 	e.host.SetEjected(e.tracker.Ejected())
 }
 

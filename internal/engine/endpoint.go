@@ -40,6 +40,12 @@ var plaintext sockets.Security
 // closed takes the place of a socket, so that no call opens another.
 var closed = new(sockets.Socket)
 
+// replaces reports whether the endpoint takes the place of another with the same ID, which may be nil, in what outlives clusters. While a cluster that
+// was replaced has calls left, it may be told of an endpoint after its successor.
+func (e *endpoint) replaces(other *endpoint) bool {
+	return other == nil || other.cluster.generation <= e.cluster.generation
+}
+
 // describe secures the endpoint as discovery describes it now.
 func (c *cluster) describe(h *balancer.Host, e *endpoint) {
 	security, err := c.secure(h.Endpoint())
