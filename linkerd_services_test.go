@@ -15,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -119,13 +120,17 @@ type accruing struct {
 	mesh   *mesh.Mesh
 	client *http.Client
 	told   []string
+
+	registry  *discovery.Memory
+	endpoints []discovery.Endpoint
 }
 
 func newAccruing(t *testing.T, documents string) *accruing {
 	a := new(accruing)
 	a.bad.fails.Store(true)
 	f := new(meshtest.Fleet)
-	f.Registry.Set("api", f.Add(t, a.bad.ServeHTTP), f.Add(t, says("good")))
+	a.registry, a.endpoints = &f.Registry, []discovery.Endpoint{f.Add(t, a.bad.ServeHTTP), f.Add(t, says("good"))}
+	a.registry.Set("api", a.endpoints...)
 	began := time.Now()
 	a.mesh = f.Mesh(t, documents, mesh.WithObserver(mesh.Observer{Ejection: func(_ route.Target, e breaker.Event) {
 		a.told = append(a.told, fmt.Sprint(e.Endpoint, " ", e.Ejected, " ", time.Since(began).Round(time.Second)))
