@@ -365,8 +365,11 @@ func (c *compiler) keep() {
 func (c *compiler) refusals(add func(d *document, problems []yamldoc.Problem, omitted int, about Finding)) {
 	for _, p := range c.pieces {
 		if p.verdict != asWritten {
-			why := p.refused
-			add(&p.document, why.problems, why.omitted, Finding{InForce: p.verdict.String(), Since: c.plan.refused[p.refusal()]})
+			why, inForce := p.refused, p.verdict.String()
+			if p.bare() != nil {
+				inForce = "its ports"
+			}
+			add(&p.document, why.problems, why.omitted, Finding{InForce: inForce, Since: c.plan.refused[p.refusal()]})
 		}
 	}
 }

@@ -117,7 +117,7 @@ spec:
 `, i, timeout)
 }
 
-// annotatedDocuments are two Services with annotations of Linkerd, one of which has an HTTPRoute.
+// annotatedDocuments are a Service with annotations of Linkerd, and another one or an HTTPRoute of the first.
 func annotatedDocuments(i int, timeout string) []byte {
 	const service = `---
 apiVersion: v1
@@ -129,8 +129,10 @@ metadata:
 spec: {ports: [{name: http, port: 80}]}
 `
 	name := fmt.Sprintf("service-%d", i)
-	text := fmt.Appendf(nil, service+service, name, "retry.linkerd.io/http: 5xx, timeout.linkerd.io/request: "+timeout,
-		name+"-v2", "timeout.linkerd.io/request: 7s, balancer.linkerd.io/failure-accrual: consecutive")
+	text := fmt.Appendf(nil, service, name, "retry.linkerd.io/http: 5xx, timeout.linkerd.io/request: "+timeout)
+	if i%2 == 1 {
+		return fmt.Appendf(text, service, name+"-v2", "timeout.linkerd.io/request: 7s, balancer.linkerd.io/failure-accrual: consecutive")
+	}
 	return append(text, attachedRoute("HTTPRoute", "default", name, "01", fmt.Sprintf(`{group: "", kind: Service, name: %s, port: 80}`, name),
 		fmt.Sprintf("{backendRefs: [{name: %[1]s, port: 80}]}", name))...)
 }

@@ -107,6 +107,7 @@ type served struct {
 	ports []servicePort     // never nil: nil would mean that the ports are unknown
 	said  *gateway.Settings // by annotations of Linkerd; nil if they say nothing
 	like  *profile          // said, in the form in which they apply where nothing is attached to the Service; nil if they say nothing of that kind
+	bare  *served           // the Service without annotations, if these are all that is wrong with it; nil otherwise
 }
 
 func (c *compiler) readService(doc *yamldoc.Document, r *reading, is *service) *served {
@@ -119,7 +120,10 @@ func (c *compiler) readService(doc *yamldoc.Document, r *reading, is *service) *
 			s.ports = append(s.ports, servicePort{c.word(p.Name), int(p.Port), http2(p.Name, p.AppProtocol)})
 		}
 	}
-	c.readSettings(doc, r, is, s)
+	readable := !doc.Failed()
+	if c.readSettings(doc, r, is, s); readable && doc.Failed() {
+		s.bare = &served{host: s.host, ports: s.ports}
+	}
 	return s
 }
 
@@ -130,6 +134,20 @@ func (c *compiler) services() {
 			c.plan.ports.set(s.is.host, s.is)
 		}
 	}
+	for _, p := range c.alone {
+		if s := p.bare(); s != nil && c.plan.ports.plain(s.host) == nil {
+			c.plan.ports.set(s.host, s)
+		}
+	}
+}
+
+// bare returns what is in force in place of a Service that is refused because of its annotations and has no last good version: its ports, which say
+// how it can be reached at all. It is nil for other documents.
+func (p *piece) bare() *served {
+	if s, ok := p.is.(*served); ok && p.verdict == leftOut && !p.twin {
+		return s.bare
+	}
+	return nil
 }
 
 // http2 reports whether the protocol of a port is HTTP/2. Like Istio, it uses the part before the first dash of appProtocol or, if that is
