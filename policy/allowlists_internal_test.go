@@ -28,7 +28,7 @@ func TestAllowlists_AllMustAllow(t *testing.T) {
 		{"the last denies", allowPath("a", "/*", false), allowPath("b", "/*", false), allowPath("c", "/y", false), "/x", false, none, "by the third", false, false},
 		{"nothing in the first", authz.Policy{}, allowPath("b", "/*", false), authz.Policy{}, "/x", true, "b", "matched an ALLOW policy", false, false},
 		{"nothing in the first, denied", authz.Policy{}, allowPath("b", "/y", false), authz.Policy{}, "/x", false, none, "by the second", false, false},
-		{"a path that cannot be read", authz.Policy{}, allowPath("b", "/*", false), authz.Policy{}, "/%zz", false, none, "malformed path", false, true},
+		{"a path that cannot be read", authz.Policy{}, allowPath("b", "/*", false), authz.Policy{}, "/%zz", false, none, "malformed path or method", false, true},
 		{"dry run denies nothing", allowPath("a", "/y", true), allowPath("b", "/*", false), authz.Policy{}, "/x", true, "b", "matched an ALLOW policy", false, false},
 		{"dry run that would allow", allowPath("a", "/x", true), allowPath("b", "/*", false), authz.Policy{}, "/x", true, "b", "matched an ALLOW policy", true, false},
 		{"dry run that would allow what another denies", allowPath("a", "/x", true), allowPath("b", "/y", false), authz.Policy{}, "/x", false, none, "by the second", false, false},

@@ -227,7 +227,7 @@ type Decision struct {
 	// Reason is a short text for logs. Do not send it to the peer.
 	Reason string
 
-	// BadRequest says that the path cannot be read, so that the response is 400 rather than 403.
+	// BadRequest says that the path or the method cannot be read, so that the response is 400 rather than 403.
 	BadRequest bool
 
 	// NotFound says that there are routes and none of them matches the request, so that the response is 404 rather than 403.
@@ -264,7 +264,7 @@ const (
 	reasonAllowed   = "matched an ALLOW policy"
 	reasonDenied    = "matched a DENY policy"
 	reasonUnmatched = "no ALLOW policy matched"
-	reasonMalformed = "malformed path"
+	reasonMalformed = "malformed path or method"
 	reasonUnrouted  = "no route matched"
 	reasonDivided   = "the readings of the request belong to several routes"
 )

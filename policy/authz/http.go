@@ -78,7 +78,7 @@ const (
 )
 
 // Refuse writes the response to a request that is not allowed: 403 with Envoy's text, 404 if it belongs to no route, or 400 if the path
-// cannot be read. A gRPC call gets the gRPC code that stands for that status. The response does not say why the request was refused.
+// or the method cannot be read. A gRPC call gets the gRPC code that stands for that status. The response does not say why the request was refused.
 func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 	status, text, code := http.StatusForbidden, deniedText, "7" // PERMISSION_DENIED
 	switch {

@@ -45,10 +45,43 @@ func FuzzHeadersOverHTTP2(f *testing.F) {
 		if twice {
 			fields = append(fields, [2]string{name, second})
 		}
-		if fault := peer.send(t, authority, path, fields); fault != "" {
+		if fault := peer.send(t, http.MethodGet, authority, path, fields); fault != "" {
 			t.Errorf(":authority %q, :path %q and %q: %s", authority, path, fields, fault)
 		}
 	})
+}
+
+// Over HTTP/2, net/http takes anything for a method. What is none is denied wherever a policy is enforced, whatever a handler takes it for.
+func TestMethodsOverHTTP2(t *testing.T) {
+	compiled := func(action authz.Action, o authz.Operation) *authz.Authorizer {
+		a, err := authz.Compile([]authz.Policy{{Name: "ns/p", Action: action, Rules: []authz.Rule{{To: []authz.Operation{o}}}}}, authz.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	denies := compiled(authz.Deny, authz.Operation{Methods: []string{"DELETE"}})
+	allowsOthers := compiled(authz.Allow, authz.Operation{NotMethods: []string{"DELETE"}})
+	var arrived []string
+	peer := newPeerHTTP2(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		arrived = append(arrived, r.Method)
+		view := authz.NewRequest(r, "", 0)
+		for _, a := range []*authz.Authorizer{denies, allowsOthers} {
+			d := a.Decide(&view)
+			if other := r.Method == "PATCH" || r.Method == "delete"; d.Allowed != other || d.BadRequest != (!other && r.Method != "DELETE") {
+				w.Header().Add("X-Fault", d.Reason)
+			}
+		}
+	}))
+	sent := []string{"DELETE", "DELETE ", " DELETE", "DELETE /", "DEL\"ETE", "DELETE\u00a0", "PATCH", "delete"}
+	for _, method := range sent {
+		if fault := peer.send(t, method, "shop.example", "/", nil); fault != "" {
+			t.Errorf("%q: %s", method, fault)
+		}
+	}
+	if len(arrived) != len(sent) {
+		t.Errorf("%q arrived, of %q", arrived, sent)
+	}
 }
 
 // judgeHTTP2 returns a handler that holds decisions about a request against what it would take its headers for itself. What is
@@ -164,13 +197,13 @@ func (p *peerHTTP2) close() {
 }
 
 // send sends a request and returns the header X-Fault of the response. A request that the server refuses has none.
-func (p *peerHTTP2) send(t *testing.T, authority, path string, fields [][2]string) string {
+func (p *peerHTTP2) send(t *testing.T, method, authority, path string, fields [][2]string) string {
 	t.Helper()
 	if p.conn == nil {
 		p.dial(t)
 	}
 	p.block.Reset()
-	all := append([][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", authority}, {":path", path}}, fields...)
+	all := append([][2]string{{":method", method}, {":scheme", "http"}, {":authority", authority}, {":path", path}}, fields...)
 	for _, f := range all {
 		if len(f[1]) > 4096 {
 			return "" // a frame would not hold it

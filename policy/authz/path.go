@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // reading is one way to read a path.
@@ -74,11 +76,12 @@ func escapesOf(path string) (found escapes) {
 	return found
 }
 
-// read appends the readings of a request target to buf, or returns nil if the target is malformed.
+// read appends the readings of a request target to buf, or returns nil if the target or the method is malformed: over HTTP/2, net/http
+// takes anything for a method, "DELETE " too.
 func (a *Authorizer) read(method, target string, buf []reading) []reading {
 	path, plain, ok := targetPath(method, target)
 	switch {
-	case !ok:
+	case !ok, method != "" && !field.IsToken(method):
 		return nil
 	case plain:
 		buf = append(buf, reading{path: path})
