@@ -104,26 +104,6 @@ func New(config Config) (*Policy, error) {
 	return p, nil
 }
 
-// Stranger returns an origin that the policy allows although whoever wrote it can hardly have meant that: that of any site, or of one whose
-// name only begins as a name in the policy. It is empty if there is none.
-func (c *Config) Stranger() string {
-	p, err := New(*c)
-	if err != nil {
-		return ""
-	}
-	const any = "https://attacker.invalid"
-	if p.Allows(any) {
-		return any
-	}
-	for _, o := range c.Origins {
-		_, host, ok := strings.Cut(o.Value, "://")
-		if o.Kind == Prefix && ok && !strings.Contains(host, ":") {
-			return strings.TrimSuffix(o.Value, ".") + ".attacker.invalid"
-		}
-	}
-	return ""
-}
-
 // Allows reports whether pages of an origin may read responses.
 func (p *Policy) Allows(origin string) bool {
 	return len(origin) <= maxOrigin && (p.all || p.matches(origin))

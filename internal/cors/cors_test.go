@@ -1,6 +1,7 @@
 package cors_test
 
 import (
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -142,6 +143,9 @@ func TestAllows(t *testing.T) {
 			[]string{"https://" + strings.Repeat("a.", 1000) + "example"}, false},
 		{"long, of all", cors.Match{Value: "*"}, []string{"https://" + strings.Repeat("a.", 100)}, []string{"https://" + strings.Repeat("a.", 1000)}, true},
 		{"regex of all", cors.Match{Kind: cors.Regex, Value: ".*"}, []string{"null"}, nil, true},
+		{"null", cors.Match{Value: "null"}, []string{"null"}, []string{"https://a"}, true},
+		{"regex of all of http", cors.Match{Kind: cors.Regex, Value: "http://.*"}, []string{"http://a"}, []string{"https://a"}, true},
+		{"prefix of all of http", cors.Match{Kind: cors.Prefix, Value: "http:"}, []string{"http://a"}, []string{"https://a"}, true},
 		{"regex that takes a star", cors.Match{Kind: cors.Regex, Value: "[*]"}, []string{"https://a"}, nil, true}, // as in Envoy
 		{"regex of all of a scheme", cors.Match{Kind: cors.Regex, Value: "https?://.*"}, []string{"http://a"}, []string{"null"}, true},
 	} {
@@ -163,5 +167,55 @@ func TestAllows(t *testing.T) {
 		if _, err := cors.New(cors.Config{Origins: []cors.Match{{Kind: cors.Regex, Value: expr}}}); err == nil {
 			t.Errorf("%.20s is accepted", expr)
 		}
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	const origin = "allowOrigins 0: matches no origin that a browser sends: "
+	for _, test := range []struct {
+		match cors.Match
+		want  string
+	}{
+		{cors.Match{Value: "https://app.example"}, ""},
+		{cors.Match{Value: "https://app.example:8443"}, ""},
+		{cors.Match{Value: "http://[::1]"}, ""},
+		{cors.Match{Value: "http://[::1]:3000"}, ""},
+		{cors.Match{Value: "chrome-extension://ABC/*"}, ""},
+		{cors.Match{Value: "*"}, ""},
+		{cors.Match{Value: "null"}, ""},
+		{cors.Match{Value: "app.example"}, origin + "it has no scheme: write it like https://app.example"},
+		{cors.Match{Value: "https://app.example/"}, origin + "an origin ends with its host or its port: remove what follows"},
+		{cors.Match{Value: "https://*.example"}, origin + "only a regex can stand for several hosts"},
+		{cors.Match{Value: "https://App.example"}, origin + "it is sent in lower case"},
+		{cors.Match{Value: "HTTPS://app.example"}, origin + "it is sent in lower case"},
+		{cors.Match{Value: "https://app.example:443"}, origin + "the default port of the scheme is left out"},
+		{cors.Match{Value: "http://app.example:80"}, origin + "the default port of the scheme is left out"},
+		{cors.Match{Value: "http://app.example:443"}, ""},
+		{cors.Match{Value: "https://app.example:"}, origin + "its port is none from 1 to 65535"},
+		{cors.Match{Value: "https://app.example:0443"}, origin + "its port is none from 1 to 65535"},
+		{cors.Match{Value: "https://app.example:65536"}, origin + "its port is none from 1 to 65535"},
+		{cors.Match{Kind: cors.Prefix, Value: "https://app."}, ""},
+		{cors.Match{Kind: cors.Prefix, Value: "https://app.example:443"}, ""},
+		{cors.Match{Kind: cors.Prefix, Value: "htt"}, ""},
+		{cors.Match{Kind: cors.Prefix, Value: "https://*."}, origin + "only a regex can stand for several hosts"},
+		{cors.Match{Kind: cors.Prefix, Value: "https://app.example/"}, origin + "an origin ends with its host or its port: remove what follows"},
+		{cors.Match{Kind: cors.Regex, Value: "https://App.*/"}, ""},
+	} {
+		config := cors.Config{Origins: []cors.Match{test.match}}
+		var got []string
+		config.Mistakes(func(field string, i int, message string) {
+			got = append(got, fmt.Sprintf("%s %d: %s", field, i, message))
+		})
+		if strings.Join(got, "|") != test.want {
+			t.Errorf("%v: %q, want %q", test.match, got, test.want)
+		}
+	}
+	config := cors.Config{Origins: exactly("null"), Expose: []string{"x-a", "*"}, Credentials: true}
+	var got []string
+	config.Mistakes(func(field string, i int, message string) {
+		got = append(got, fmt.Sprintf("%s %d: %.24s", field, i, message))
+	})
+	if want := "allowCredentials -1: lets pages of other site|exposeHeaders 1: the star stands for no h"; strings.Join(got, "|") != want {
+		t.Errorf("with credentials: %q", got)
 	}
 }

@@ -57,9 +57,13 @@ func (c check) cors(f *HTTPCORSFilter, at string) {
 	if len(config.Origins) == 0 {
 		c.Warnf(at+".allowOrigins", "missing: no origin is allowed")
 	}
-	if origin := config.Stranger(); config.Credentials && origin != "" {
-		c.Warnf(at+".allowCredentials", "lets pages of other sites act with the credentials of their visitors: the origins that are allowed include %s: name them", origin)
-	}
+	config.Mistakes(func(field string, i int, message string) {
+		at := at + "." + field
+		if i >= 0 {
+			at = yamldoc.Index(at, i)
+		}
+		c.Warnf(at, "%s", message)
+	})
 }
 
 // corsList checks a list of different values. With alone, a star must be the only one.

@@ -27,7 +27,9 @@ func (c check) cors(r *HTTPRoute, at string) {
 		}
 		c.stringMatch(&origin, at)
 	}
-	if len(p.AllowOrigin) > 0 {
+	if i := slices.Index(p.AllowOrigin, ""); i >= 0 {
+		c.Errorf(yamldoc.Index(at+".allowOrigin", i), "must not be empty")
+	} else if len(p.AllowOrigin) > 0 {
 		c.Warnf(at+".allowOrigin", "deprecated: use allowOrigins")
 		if len(p.AllowOrigins) > 0 {
 			c.Warnf(at+".allowOrigin", "has no effect: allowOrigins takes its place")
@@ -54,7 +56,7 @@ func (c check) idleCORS(r *HTTPRoute, at string) {
 	fromSome := func(m HTTPMatchRequest) bool {
 		return m.atGateways() || len(m.Gateways) == 0 && (len(m.SourceLabels) > 0 || m.SourceNamespace != "")
 	}
-	config := r.CORS()
+	config, p := r.CORS(), r.CorsPolicy
 	switch {
 	case config == nil:
 		c.Warnf(at, "has no effect: a route with redirect or directResponse sends no request to a server")
@@ -64,9 +66,16 @@ func (c check) idleCORS(r *HTTPRoute, at string) {
 	case len(config.Origins) == 0 && r.Delegate == nil:
 		c.Warnf(at+".allowOrigins", "missing: no origin is allowed")
 	}
-	if origin := config.Stranger(); config.Credentials && origin != "" {
-		c.Warnf(at+".allowCredentials", "lets pages of other sites act with the credentials of their visitors: the origins that are allowed include %s: name them with exact", origin)
-	}
+	config.Mistakes(func(field string, i int, message string) {
+		at := at + "." + field
+		switch {
+		case field == "allowOrigins" && len(p.AllowOrigins) == 0:
+			at = yamldoc.Index(strings.TrimSuffix(at, "s"), i)
+		case i >= 0:
+			at = yamldoc.Index(at, i)
+		}
+		c.Warnf(at, "%s", message)
+	})
 }
 
 // fieldNames checks names of header fields.
