@@ -16,6 +16,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/internal/rawtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
@@ -205,10 +206,8 @@ func TestRawConnectionWhoseCircuitObserverPanics(t *testing.T) {
 	noLeaks(t)
 	server := rawtest.Listen(t)
 	defer server.Close()
-	gone := rawtest.Listen(t)
-	gone.Close()
 	var registry discovery.Memory
-	registry.Set("db", endpointOf(t, gone.Addr().String()))
+	registry.Set("db", meshtest.Refusing(t))
 	m := newMesh(t, "", mesh.WithDiscovery(&registry),
 		mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 3, OpenDuration: time.Microsecond}}, "db"),
 		mesh.WithObserver(mesh.Observer{Circuit: func(_ route.Target, change breaker.Change) {
@@ -239,10 +238,8 @@ func TestRawConnectionWhoseCircuitObserverPanics(t *testing.T) {
 // If an observer of a circuit panics when the circuit lets an attempt through as a probe, the attempt holds nothing afterwards.
 func TestAttemptWhoseCircuitObserverPanics(t *testing.T) {
 	noLeaks(t)
-	gone := rawtest.Listen(t)
-	gone.Close()
 	var registry discovery.Memory
-	registry.Set("db", endpointOf(t, gone.Addr().String()))
+	registry.Set("db", meshtest.Refusing(t))
 	m := newMesh(t, "", mesh.WithDiscovery(&registry),
 		mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 1, OpenDuration: time.Microsecond, ProbeTimeout: time.Millisecond}}, "db"),
 		mesh.WithObserver(mesh.Observer{Circuit: func(_ route.Target, change breaker.Change) {

@@ -266,9 +266,7 @@ func TestNewRefuses(t *testing.T) {
 // that neither a document nor discovery knows it.
 func TestHostOutsideSaysThatNoPolicyApplied(t *testing.T) {
 	noLeaks(t)
-	ln := rawtest.Listen(t)
-	closed := ln.Addr().String()
-	ln.Close()
+	closed := rawtest.Refusing(t)
 	var registry discovery.Memory
 	m := newMesh(t, "", mesh.WithDiscovery(&registry))
 	const want = "neither a document nor discovery knows this host: no policy applied"

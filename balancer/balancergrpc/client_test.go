@@ -410,10 +410,7 @@ func TestInvalidClient(t *testing.T) {
 // reason.
 func TestConnectFailure(t *testing.T) {
 	f := newFleet(t, 1)
-	listener := rawtest.Listen(t)
-	dead := endpoint(t, listener.Addr().String())
-	listener.Close()
-
+	dead := endpoint(t, rawtest.Refusing(t))
 	f.memory.Set("orders.example.com", dead)
 	client := dial(t, &balancergrpc.Client{Resolver: &f.memory})
 	if err := call(t.Context(), client); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "connection refused") {

@@ -117,9 +117,7 @@ func TestOf_NetHTTP(t *testing.T) {
 	}))
 	plain.Config.ErrorLog = quiet
 	defer plain.Close()
-	closed := rawtest.Listen(t)
-	nobody := "http://" + closed.Addr().String()
-	closed.Close()
+	nobody := "http://" + rawtest.Refusing(t)
 	trusting := &tls.Config{InsecureSkipVerify: true}
 
 	for _, test := range []struct {

@@ -57,12 +57,10 @@ func Serve(t testing.TB, h http.HandlerFunc) discovery.Endpoint {
 	return EndpointOf(t, srv.Listener.Addr().String())
 }
 
-// Refusing returns an endpoint on the loopback interface that refuses connections.
+// Refusing returns an endpoint on the loopback interface that refuses connections until the end of the test.
 func Refusing(t testing.TB) discovery.Endpoint {
 	t.Helper()
-	l := rawtest.Listen(t)
-	l.Close()
-	return EndpointOf(t, l.Addr().String())
+	return EndpointOf(t, rawtest.Refusing(t))
 }
 
 // Fleet has HTTP servers on a network in memory, for tests in a bubble of testing/synctest, and a registry for them. Its zero value is

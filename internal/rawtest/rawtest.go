@@ -18,6 +18,22 @@ func Listen(t testing.TB) net.Listener {
 	return ln
 }
 
+// Refusing returns an address of 127.0.0.1 that refuses connections until the end of the test. Its port is in use by a connection, since
+// whoever listens on any free port, in this process or another, may get one that was merely closed.
+func Refusing(t testing.TB) string {
+	t.Helper()
+	ln := Listen(t)
+	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}}).DialContext(t.Context(), "tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		ln.Close()
+	})
+	return conn.LocalAddr().String()
+}
+
 // Serve calls serve with each connection that ln accepts, on a goroutine of its own, and closes the connection when serve returns. At the end of
 // the test it closes ln, and waits until serve has returned for every connection.
 func Serve(t testing.TB, ln net.Listener, serve func(net.Conn)) {

@@ -335,13 +335,12 @@ func TestTransportFailures(t *testing.T) {
 
 // TestConnectFailure: a call for which there is no connection was not sent, and is retried whatever it does.
 func TestConnectFailure(t *testing.T) {
-	listener := rawtest.Listen(t)
-	listener.Close() // nobody listens here now
+	address := rawtest.Refusing(t)
 	for on, want := range map[string]int{"connect-failure": 3, "unavailable": 1} {
 		tries := 0
 		retries := fast(on, 2)
 		retries.Observe = func(_ context.Context, _ string, s retry.Summary) { tries = s.Attempts }
-		client := grpctest.NewClient(grpctest.Dial(t, listener.Addr().String(), retries.DialOptions()...))
+		client := grpctest.NewClient(grpctest.Dial(t, address, retries.DialOptions()...))
 		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); status.Code(err) != codes.Unavailable {
 			t.Errorf("%s: error %v, want Unavailable", on, err)
 		}
