@@ -30,7 +30,11 @@ func (c *compiler) combine() {
 		hosts[host], p.places[profile] = p.claims.find(host), c.of(profile).place()
 	}
 	for host, claim := range p.claims.all() {
-		hosts[host] = claim
+		for own := claim; own != nil; own = own.otherwise {
+			if c.joins(own) {
+				hosts[host] = claim
+			}
+		}
 	}
 	for _, host := range slices.Sorted(maps.Keys(hosts)) {
 		if both := c.combined(host, hosts[host], c.last.claims.plain(host)); both != hosts[host] {

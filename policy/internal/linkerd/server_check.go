@@ -184,10 +184,10 @@ const gatewayGroup = "gateway.networking.k8s.io"
 
 // isKind reports whether a reference is to this kind, whose group is empty for a kind of Kubernetes itself. Case does not matter.
 func isKind(group, kind, wantGroup, wantKind string) bool {
-	if strings.EqualFold(group, "core") {
-		group = ""
+	if !strings.EqualFold(kind, wantKind) { // kinds differ sooner than groups
+		return false
 	}
-	return strings.EqualFold(group, wantGroup) && strings.EqualFold(kind, wantKind)
+	return strings.EqualFold(group, wantGroup) || wantGroup == "" && strings.EqualFold(group, "core")
 }
 
 // checkNames checks the names of an object and of its namespace, which may be empty.
