@@ -25,6 +25,9 @@ type record struct {
 
 // Set sets the endpoints of a service, replacing any earlier ones. An empty set means that the service exists but cannot be
 // called now. The service is any of [Service.Names]: watchers find it under the most specific name that is set.
+//
+// Set does not check the endpoints. A [Watcher] leaves out those that cannot be dialled, such as "localhost:8080" without Port, and reports why:
+// a mesh logs it, and the error of a call that finds no other endpoint says it.
 func (m *Memory) Set(service string, endpoints ...Endpoint) {
 	m.put(canonical(service), &record{slices.Clone(endpoints)})
 }

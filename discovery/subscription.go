@@ -3,6 +3,7 @@ package discovery
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 )
@@ -57,7 +58,7 @@ func (s *Subscription) callUnlocked(endpoints []Endpoint) {
 
 // Wait waits until the service has an answer. It returns nil once the first call of update has returned, even if there are
 // no endpoints, and an error that is [ErrUnknownService] while the resolver does not know the service. If ctx ends first, it
-// returns the cause, joined with the resolver's last error.
+// returns the cause, and with it the resolver's last error.
 func (s *Subscription) Wait(ctx context.Context) error {
 	for {
 		answered, news, err := s.answer()
@@ -70,7 +71,7 @@ func (s *Subscription) Wait(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 		if lastErr := s.Err(); lastErr != nil {
-			return errors.Join(context.Cause(ctx), lastErr)
+			return fmt.Errorf("%w: %w", context.Cause(ctx), lastErr)
 		}
 		return context.Cause(ctx)
 	}

@@ -131,9 +131,9 @@ func (e *Endpoint) check() error {
 	if e.Address == "" {
 		return errors.New("it has no address")
 	}
-	if strings.IndexByte(e.Address, ':') >= 0 {
+	if strings.ContainsAny(e.Address, ":[]/@ ") {
 		if _, err := netip.ParseAddr(e.Address); err != nil {
-			return fmt.Errorf("%q is neither an IP address nor a host name: it has no brackets, and the port is in Port", e.Address)
+			return fmt.Errorf("%q is neither an IP address nor a host name: write it without brackets, and the port into Port", e.Address)
 		}
 	}
 	if !isPort(e.Port) {

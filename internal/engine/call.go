@@ -331,7 +331,7 @@ func (c *Call) failed(err error) error {
 		layer = LayerTimeout
 	}
 	if c.cluster == nil && kind != failure.Refused {
-		outside := &outsideError{error: cause}
+		outside := &outsideError{error: cause, unknown: c.host.unknown()}
 		if c.host.Hidden {
 			outside.sidecar = c.host.Document
 		}

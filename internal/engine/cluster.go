@@ -368,7 +368,7 @@ func (c *cluster) first(ctx context.Context) error {
 	return nil
 }
 
-// noEndpoints returns the error of a cluster without endpoints.
+// noEndpoints returns the error of a cluster without endpoints. It says what discovery reported last.
 func (c *cluster) noEndpoints() error {
 	others, unserving := c.unselected.Load(), c.unserving.Load()
 	wanted := c.wanted()
@@ -379,6 +379,20 @@ func (c *cluster) noEndpoints() error {
 		return fmt.Errorf("%w: none of the %d that there are %s and serves port %d", balancer.ErrNoEndpoints, others+unserving, wanted, c.target.Port)
 	case others > 0:
 		return fmt.Errorf("%w: none of the %d that there are %s", balancer.ErrNoEndpoints, others, wanted)
+	}
+	c.mu.Lock()
+	subs := c.subs
+	c.mu.Unlock()
+	for _, sub := range subs {
+		if err := sub.Err(); err != nil {
+			return fmt.Errorf("%w: %v", balancer.ErrNoEndpoints, err)
+		}
+	}
+	if n := len(c.balancer.Hosts()); n > 0 {
+		return fmt.Errorf("%w: all %d that there are drain", balancer.ErrNoEndpoints, n)
+	}
+	if len(subs) > 0 {
+		return fmt.Errorf("%w: discovery knows the service, and none that takes calls", balancer.ErrNoEndpoints)
 	}
 	return balancer.ErrNoEndpoints
 }

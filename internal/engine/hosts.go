@@ -94,8 +94,9 @@ func (u *usual) keep(b *route.Backend, c *cluster) {
 	}
 }
 
-// denial says for how long, and until when, a host is treated as outside the mesh.
+// denial says why, for how long, and until when a host is treated as outside the mesh.
 type denial struct {
+	err   error // of discovery
 	wait  time.Duration
 	until time.Time
 }
@@ -107,9 +108,9 @@ func (h *host) outside(now moment) bool {
 }
 
 // deny records that discovery does not know the host. Discovery is asked again soon, and then less and less often.
-func (h *host) deny(now time.Time) {
+func (h *host) deny(now time.Time, err error) {
 	last := h.denied.Load()
-	next := denial{wait: unknownAtFirst}
+	next := denial{err: err, wait: unknownAtFirst}
 	if last != nil {
 		if now.Before(last.until) {
 			return // another call has asked meanwhile
@@ -118,6 +119,14 @@ func (h *host) deny(now time.Time) {
 	}
 	next.until = now.Add(next.wait)
 	h.denied.CompareAndSwap(last, &next)
+}
+
+// unknown returns what discovery has said about a host that it does not know, or nil if it was not asked.
+func (h *host) unknown() error {
+	if d := h.denied.Load(); d != nil {
+		return d.err
+	}
+	return nil
 }
 
 // documentOf returns the document that a rule comes from, if one does.

@@ -162,7 +162,7 @@ func (c *Call) confirm(ctx context.Context) error {
 		c.cluster.confirmed.Store(true)
 		return nil
 	case errors.Is(err, discovery.ErrUnknownService):
-		c.host.deny(time.Now())
+		c.host.deny(time.Now(), err)
 		c.engine.drop(c.cluster)
 		c.cluster.leave()
 		return c.leaveMesh()

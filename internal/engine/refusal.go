@@ -94,6 +94,8 @@ func (c *Call) NotInMesh() error {
 		err = &notImported{h.Document}
 	case h.RegistryOnly && h.Routes == nil:
 		err = fmt.Errorf("%w, and %s is REGISTRY_ONLY", ErrNotInMesh, h.Document)
+	case h.unknown() != nil:
+		err = fmt.Errorf("%w: %v", ErrNotInMesh, h.unknown())
 	}
 	return refuse(LayerRoute, FlagNoRoute, err)
 }
@@ -113,6 +115,7 @@ func (e *notImported) Unwrap() error { return ErrNotInMesh }
 type outsideError struct {
 	error
 	sidecar string // that does not import the host; "" if nothing knows it
+	unknown error  // what discovery has said; nil if it was not asked
 }
 
 // Error implements error.
@@ -120,7 +123,11 @@ func (e *outsideError) Error() string {
 	if e.sidecar != "" {
 		return e.error.Error() + " (" + e.sidecar + " does not import this host: no policy applied)"
 	}
-	return e.error.Error() + " (neither a document nor discovery knows this host: no policy applied)"
+	text := e.error.Error() + " (neither a document nor discovery knows this host: no policy applied"
+	if e.unknown != nil {
+		text += "; " + e.unknown.Error()
+	}
+	return text + ")"
 }
 
 // Unwrap returns the error.
