@@ -11,6 +11,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/policy"
 )
 
@@ -208,7 +209,8 @@ func TestSidecar_LeavesKeysAlone(t *testing.T) {
 	m := newMesh(t, documents)
 	e := serveMesh(t, m, says("served"))
 	token := "eyJhbGciOiJSUzI1NiIsImtpZCI6ImEifQ.eyJpc3MiOiJpIn0.AAAA"
-	if a := get(t, http.DefaultClient, "http://"+addressOf(e)+"/", "Authorization", "Bearer "+token); a.status != http.StatusUnauthorized || asked.Load() == 0 {
-		t.Errorf("a forged token gets %d, and the keys were asked for %d times", a.status, asked.Load())
+	if a := get(t, http.DefaultClient, "http://"+addressOf(e)+"/", "Authorization", "Bearer "+token); a.status != http.StatusUnauthorized {
+		t.Errorf("a forged token gets %d", a.status)
 	}
+	await.True(t, "the keys are asked for", func() bool { return asked.Load() > 0 })
 }
