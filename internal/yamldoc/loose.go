@@ -68,6 +68,8 @@ func (d *Document) spelled(path string) string {
 		switch {
 		case key == "":
 			out = Index(out, index)
+		case spelled == "" && strings.HasPrefix(out, "spec"): // of a Kubernetes object
+			out = Key(out, camelCase(key))
 		case spelled == "":
 			out = Key(out, key)
 		default:
@@ -76,6 +78,14 @@ func (d *Document) spelled(path string) string {
 		path = rest
 	}
 	return out
+}
+
+// camelCase returns the key of a config entry of Consul as its Kubernetes object has it: "PathPrefix" is pathPrefix there, and "HTTP" is http.
+func camelCase(key string) string {
+	if key == strings.ToUpper(key) {
+		return strings.ToLower(key)
+	}
+	return strings.ToLower(key[:1]) + key[1:]
 }
 
 // loosen returns a node of the type of v for a node of another type. A node that cannot be converted is returned unchanged, for the error
