@@ -370,7 +370,7 @@ func TestSizes(t *testing.T) {
 		size, most uintptr
 	}{
 		{"unary call", unsafe.Sizeof(unary{}), 768 - 8}, // reused, unless it is observed
-		{"stream", unsafe.Sizeof(stream{}), 1408 - 8},   // 8 bytes too many for 1280, since attempts know what their endpoint has earned
+		{"stream", unsafe.Sizeof(stream{}), 1280 - 8},
 		{"inbound call", unsafe.Sizeof(inbound{}), 192},
 	} {
 		if test.size > test.most {

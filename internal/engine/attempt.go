@@ -23,14 +23,12 @@ type Attempt struct {
 	lease    breaker.Lease
 	endpoint *endpoint
 	conns    *sockets.Connections
-	accrual  *accrual // of the endpoint, until it learns the result; nil if failure accrual does not apply
-	sent     int64    // nanoseconds from the start of the call; see now and observeEnd
+	sent     int64 // nanoseconds from the start of the call; see now and observeEnd
 	latency  time.Duration
 	observer AttemptObserver // nil if nobody observes
 	status   int32           // HTTP status of the answer, or its equivalent; 0 if there is none
 	grpc     int32           // the status of a gRPC answer, plus 1; 0 if there is none
-
-	trial uint32 // the number of the endpoint's trial that it is, or 0: see accrual
+	trial    uint32          // the number of the endpoint's trial that it is, or 0: see accrual
 
 	// Copied from the cluster, of which the end of the attempt then needs only what it writes.
 	timesAnswers bool // the balancer or the circuit depends on how long the endpoint takes to answer
@@ -158,9 +156,7 @@ func (a *Attempt) mayUse(h *balancer.Host) (ok bool) {
 	if earned == nil || a.call.kind == Raw {
 		return true
 	}
-	if a.trial, ok = earned.enter(h.Value().(*endpoint), a.cluster.config.Balancer.PanicFraction > 0); ok {
-		a.accrual = earned
-	}
+	a.trial, ok = earned.enter(h.Value().(*endpoint), a.cluster.config.Balancer.PanicFraction > 0)
 	return ok
 }
 
@@ -378,13 +374,21 @@ func (a *Attempt) report(result breaker.Result) {
 	if e.tracker != nil {
 		e.tracker.Report(result)
 	}
-	if earned := a.accrual; earned != nil {
-		a.accrual = nil
-		if result >= statusFailed && a.grpc == 1+12 { // UNIMPLEMENTED, which says nothing of the endpoint: for Linkerd it is a success
-			result = 200
-		}
-		earned.report(result, a.trial)
+	if a.cluster.accruals != nil && a.call.kind != Raw {
+		a.accrue(result)
 	}
+}
+
+// accrue tells failure accrual how the endpoint did.
+func (a *Attempt) accrue(result breaker.Result) {
+	earned := a.cluster.accruals.find(a.endpoint.host.ID())
+	if earned == nil {
+		return // removed
+	}
+	if result >= statusFailed && a.grpc-1 == 12 { // UNIMPLEMENTED, which says nothing of the endpoint: for Linkerd it is a success
+		result = 200
+	}
+	earned.report(result, a.trial)
 }
 
 // leave leaves the endpoint.
