@@ -40,8 +40,9 @@ type Finding struct {
 	Message string `json:"message"`
 
 	// InForce says what is in force in place of a document that stands alone ([Source.Alone]) and is refused: "last good" is its last
-	// good version, "nothing" means that it is left out, "its ports" that only the annotations of a Service are, and "denial" that what it may protect is closed: all requests to this workload
-	// are denied, or all calls to the hosts that it secures fail. It is empty for other findings.
+	// good version, "nothing" means that it is left out, "its ports" that only the annotations of a Service are left out, and "denial"
+	// that what it may protect is closed: all requests to this workload are denied, or all calls to the hosts that it secures fail. It is
+	// empty for other findings.
 	InForce string `json:"inForce,omitempty"`
 
 	// Since is when such a document was first refused, if it has been refused ever since.

@@ -246,11 +246,11 @@ func read(names []string) (sources []policy.Source, paths []origin, err error) {
 			return nil, nil, err
 		}
 		for _, source := range more {
-			if file := filepath.Clean(source.Name); known[file] {
+			file := filepath.Clean(source.Name)
+			if known[file] {
 				return nil, nil, usagef("%s is in two of the paths: name it once", file)
-			} else {
-				known[file] = true
 			}
+			known[file] = true
 		}
 		path := origin{name: name, from: len(sources), empty: holdsNothing(more)}
 		sources = append(sources, more...)
