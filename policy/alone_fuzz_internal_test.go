@@ -3,10 +3,14 @@ package policy
 import (
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 )
+
+// annotations are those of a random object.
+var annotations = regexp.MustCompile(`, annotations: \{[^}]*\}`)
 
 // TestAlone_IsCompileOfWhatIsInForce compares random sets of documents that stand alone with what is obviously right: the plan is the one that the
 // documents in force make if they are compiled as a whole, whatever their order, and no document is refused where all are good together.
@@ -47,6 +51,8 @@ func TestAlone_IsCompileOfWhatIsInForce(t *testing.T) {
 					inForce = append(inForce, Source{Name: p.last.file, Data: p.last.Raw()})
 				case d != nil:
 					inForce = append(inForce, Source{Name: p.file, Data: p.Raw()})
+				case p.bare() != nil:
+					inForce = append(inForce, Source{Name: p.file, Data: annotations.ReplaceAll(p.Raw(), nil)})
 				}
 				if p.verdict != asWritten {
 					refused++
