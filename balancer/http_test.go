@@ -583,7 +583,7 @@ func TestTransportRefuses(t *testing.T) {
 		{"custom TLS", &balancer.Transport{Resolver: known, Base: &http.Transport{DialTLSContext: dial}}, "DialTLS"},
 		{"closed", closed, balancer.ErrClosed.Error()},
 		{"no endpoints", &balancer.Transport{Resolver: discovery.Static{"svc": {}}}, "no endpoints of \"svc\""},
-		{"no valid endpoint", &balancer.Transport{Resolver: discovery.Static{"svc": {{Address: "10.0.0.1:80"}}}}, "the port is in Port"},
+		{"no valid endpoint", &balancer.Transport{Resolver: discovery.Static{"svc": {{Address: "10.0.0.1:80"}}}}, "the port into Port"},
 	} {
 		body := &leak.Body{Reader: bytes.NewReader([]byte("x"))}
 		req, _ := http.NewRequestWithContext(t.Context(), "POST", "http://svc/", body)
