@@ -18,6 +18,8 @@ type conn struct {
 	owner atomic.Pointer[Conns] // nil once closed: net/http may keep a closed connection for a while, but should not keep its Conns
 	born  time.Time
 
+	http1 *http1Conn // that it is below; nil if net/http has the connection
+
 	calls atomic.Int64
 }
 
@@ -37,6 +39,9 @@ func (c *conn) last(now time.Time) bool {
 func (c *conn) Close() error {
 	if owner := c.owner.Swap(nil); owner != nil {
 		defer owner.remove(c)
+		if c.http1 != nil {
+			defer c.http1.of.gone(c.http1)
+		}
 	}
 	return c.Conn.Close()
 }

@@ -37,7 +37,8 @@ type Conns struct {
 	transport *http.Transport
 	shared    *multiplexed // the HTTP/2 connections; nil if there are none
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
-	counts    bool // every call must be counted on its connection
+	http1     *http1Conns // the HTTP/1 connections; nil if net/http has them
+	counts    bool        // every call must be counted on its connection
 
 	// The rest is guarded by pool.links.mu.
 
@@ -68,8 +69,8 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 		// With HTTP/2, it makes calls wait although they could share a connection.
 		return nil, errors.New("limit: the template transport sets MaxConnsPerHost; set PoolConfig.MaxConnections")
 	}
-	t := transports.Clone(template)
-	if p == nil {
+	t, anywhere := transports.Clone(template), p == nil
+	if anywhere {
 		p = &Pool{}
 		t.MaxIdleConns = cmp.Or(t.MaxIdleConns, idleAnywhere)
 	} else {
@@ -84,6 +85,9 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	}
 	t.DialContext = c.dialContext // takes precedence over Dial, if that is set
 	p.config.apply(t)
+	if t.Proxy == nil && !anywhere {
+		c.http1 = newHTTP1Conns(c, template)
+	}
 	c.shared = c.share(t)
 
 	p.links.mu.Lock()
@@ -151,8 +155,11 @@ func (c *Conns) send(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// through sends a call with net/http's transport. Over HTTP/2, that loses a body that it got from GetBody if it then has no connection for it.
+// through sends a call over a connection of http1Conns, or else with net/http's transport. Over HTTP/2, that loses a body that it got from GetBody if it then has no connection for it.
 func (c *Conns) through(req *http.Request) (*http.Response, error) {
+	if c.overHTTP1(req) {
+		return c.http1.roundTrip(req)
+	}
 	if req.GetBody == nil || !caller.ToWatch(req) {
 		return c.transport.RoundTrip(req)
 	}
@@ -160,6 +167,12 @@ func (c *Conns) through(req *http.Request) (*http.Response, error) {
 	resp, err := c.transport.RoundTrip(out)
 	b.release(err)
 	return resp, err
+}
+
+// overHTTP1 reports whether a call has a connection of http1Conns.
+func (c *Conns) overHTTP1(req *http.Request) bool {
+	return c.http1 != nil && req.URL != nil && req.URL.Scheme == "http" && req.URL.Host != "" && req.Header != nil &&
+		(c.shared == nil || !c.shared.known(req))
 }
 
 // simple reports whether a request can skip net/http's transport: it has nothing that only the transport would check or choose.
@@ -183,6 +196,9 @@ func (c *Conns) DialFirst(ctx context.Context) (net.Conn, error) {
 // CloseIdleConnections closes the connections that carry no call.
 func (c *Conns) CloseIdleConnections() {
 	c.transport.CloseIdleConnections()
+	if c.http1 != nil {
+		c.http1.closeIdle()
+	}
 	if c.shared != nil {
 		c.shared.closeIdle()
 	}
@@ -204,6 +220,9 @@ func (c *Conns) Close() {
 	live := slices.Collect(maps.Keys(c.live))
 	l.mu.Unlock()
 	c.CloseIdleConnections()
+	if c.http1 != nil {
+		c.http1.close()
+	}
 	if c.shared != nil {
 		c.shared.close()
 	}

@@ -39,7 +39,7 @@ func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (
 	err = c.setKeepalive(nc)
 	if err == nil {
 		var wrapped *conn
-		if wrapped, err = c.add(nc); err == nil {
+		if wrapped, err = c.add(ctx, nc); err == nil {
 			opened = true
 			return wrapped, nil
 		}
@@ -65,10 +65,13 @@ func (c *Conns) isClosed() bool {
 	return c.closed
 }
 
-// add makes nc one of the open connections.
-func (c *Conns) add(nc net.Conn) (*conn, error) {
+// add makes nc, which was dialled with ctx, one of the open connections.
+func (c *Conns) add(ctx context.Context, nc net.Conn) (*conn, error) {
 	wrapped := &conn{Conn: nc, born: time.Now()}
 	wrapped.owner.Store(c)
+	if of, ok := ctx.Value(dialling{}).(*http1Conn); ok {
+		wrapped.http1, of.conn = of, wrapped
+	}
 	l := &c.pool.links
 	l.mu.Lock()
 	defer l.mu.Unlock()

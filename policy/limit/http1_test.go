@@ -1,0 +1,248 @@
+package limit_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/policy/limit"
+)
+
+// Calls over HTTP/1 without TLS have connections of our own pool. Whatever a server does with them, callers and the server see what they see with
+// http.Transport: answers, errors, closed bodies and connections.
+func TestConns_OverHTTP1AsNetHTTP(t *testing.T) {
+	const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	one := func(answer string) func(net.Conn, *bufio.Reader, int) {
+		return func(nc net.Conn, r *bufio.Reader, n int) {
+			for {
+				if _, err := readRequest(r); err != nil {
+					return
+				}
+				io.WriteString(nc, answer)
+			}
+		}
+	}
+	// once answers the first request of the first connection, and then does what then says. Other connections answer.
+	once := func(then func(nc net.Conn, r *bufio.Reader)) func(net.Conn, *bufio.Reader, int) {
+		return func(nc net.Conn, r *bufio.Reader, n int) {
+			if n > 1 {
+				one(ok)(nc, r, n)
+				return
+			}
+			readRequest(r)
+			io.WriteString(nc, ok)
+			then(nc, r)
+		}
+	}
+	closesOnRequest := once(func(nc net.Conn, r *bufio.Reader) { readRequest(r) })
+	for _, tt := range []struct {
+		name  string
+		serve func(nc net.Conn, r *bufio.Reader, n int) // the n-th connection
+		calls []scripted
+	}{
+		{"two calls", one(ok), []scripted{{}, {}}},
+		{"a call with a body", one(ok), []scripted{{method: "POST", body: "body"}, {method: "POST", body: "body", again: true}}},
+		{"the server closes", one("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"), []scripted{{}, {}}},
+		{"the caller closes", one(ok), []scripted{{header: "Connection: close"}, {}}},
+		{"HEAD", one("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"), []scripted{{method: "HEAD"}, {method: "HEAD"}}},
+		{"no content", one("HTTP/1.1 204 No Content\r\n\r\n"), []scripted{{}, {}, {method: "DELETE"}}},
+		{"an empty body", one("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), []scripted{{}, {}}},
+		{"chunks and trailers", one("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n2\r\nok\r\n0\r\nX: y\r\n\r\n"), []scripted{{}, {}}},
+		{"the body is not read", one(ok), []scripted{{unread: true}, {}}},
+		{"a body that is cut off", one("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok"), []scripted{{within: time.Second}, {within: time.Second}}},
+		{"no answer", one(""), []scripted{{within: time.Second}, {within: time.Second}}},
+		{"what is no HTTP", one("SSH-2.0\r\n"), []scripted{{}, {}}},
+		{"an answer and more", one(ok + "HTTP/1.1 200 OK\r\n\r\n"), []scripted{{}, {}}},
+		{"switching protocols", one("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"), []scripted{{header: "Upgrade: x\r\nConnection: Upgrade"}, {}}},
+		{"an upgrade that is refused", one(ok), []scripted{{header: "Upgrade: x\r\nConnection: Upgrade"}, {}}},
+		{"an early answer", one("HTTP/1.1 103 Early Hints\r\n\r\n" + ok), []scripted{{}, {}}},
+		{"an invalid field", one(ok), []scripted{{}, {header: "X: a\x00b"}, {}}},
+		{"an invalid method", one(ok), []scripted{{}, {method: "A B"}, {}}},
+		{"the peer hangs up when it answers nothing", func(_ net.Conn, r *bufio.Reader, _ int) { readRequest(r) }, []scripted{{}, {method: "POST", body: "body", again: true}}},
+		{"idle connections are closed", once(func(nc net.Conn, r *bufio.Reader) { nc.Close() }), []scripted{{}, {after: time.Second}}},
+		{"408 to an idle connection", once(func(nc net.Conn, r *bufio.Reader) {
+			io.WriteString(nc, "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n")
+		}), []scripted{{}, {after: time.Second}}},
+		{"closed by a GET", closesOnRequest, []scripted{{}, {}}},
+		{"closed by a POST", closesOnRequest, []scripted{{}, {method: "POST", body: "body"}}},
+		{"closed by a POST that could be sent again", closesOnRequest, []scripted{{}, {method: "POST", body: "body", again: true}}},
+		{"closed by a POST with a key", closesOnRequest, []scripted{{}, {method: "POST", body: "body", again: true, header: "Idempotency-Key: 1"}}},
+		{"closed by a PUT", closesOnRequest, []scripted{{}, {method: "PUT", body: "body", again: true}}},
+		{"closed by an OPTIONS with a body", closesOnRequest, []scripted{{}, {method: "OPTIONS", body: "body", again: true}}},
+		{"closed by an OPTIONS with a body that is gone", closesOnRequest, []scripted{{}, {method: "OPTIONS", body: "body"}}},
+		{"a body that fails", one(ok), []scripted{{}, {method: "OPTIONS", body: "fails", again: true}, {}}},
+		{"continue", one("HTTP/1.1 100 Continue\r\n\r\n" + ok), []scripted{{method: "POST", body: "body", header: "Expect: 100-continue"}, {}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got [2]string
+			for i := range got {
+				synctest.Test(t, func(t *testing.T) {
+					var network memnet.Network
+					ln := network.Listen("10.0.0.1:80")
+					defer ln.Close()
+					conns := 0
+					go func() {
+						for {
+							nc, err := ln.Accept()
+							if err != nil {
+								return
+							}
+							conns++
+							go func(n int) {
+								defer nc.Close()
+								tt.serve(nc, bufio.NewReader(nc), n)
+							}(conns)
+						}
+					}()
+					template := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+						return network.DialContext(ctx, "tcp", "10.0.0.1:80")
+					}, Proxy: nil}
+					var rt http.RoundTripper = template
+					if i == 1 {
+						p, err := limit.NewPool(limit.PoolConfig{})
+						if err != nil {
+							t.Fatal(err)
+						}
+						c, err := p.Conns(template)
+						if err != nil {
+							t.Fatal(err)
+						}
+						defer c.Close()
+						rt = c
+					}
+					for _, c := range tt.calls {
+						time.Sleep(c.after)
+						got[i] += c.do(rt) + "\n"
+					}
+					got[i] += fmt.Sprint(network.Dials(), " dials")
+					rt.(interface{ CloseIdleConnections() }).CloseIdleConnections()
+				})
+			}
+			if got[1] != got[0] {
+				t.Errorf("got\n%s\nwith http.Transport\n%s", got[1], got[0])
+			}
+		})
+	}
+}
+
+func TestConns_DialsWhatNetHTTPDials(t *testing.T) {
+	for _, host := range []string{"orders", "orders:8080", "orders:", "10.0.0.1", "[::1]", "[::1]:8080", "[fe80::1%25lo]:80", "B\u00dccher.example", "b\u00fccher.example:81"} {
+		var dialled []string
+		template := &http.Transport{DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
+			dialled = append(dialled, address)
+			return nil, errors.New("not today")
+		}}
+		for _, rt := range []http.RoundTripper{template, conns(t, newPool(t, limit.PoolConfig{}), template)} {
+			req, err := http.NewRequest(http.MethodGet, "http://"+host+"/", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := rt.RoundTrip(req); err == nil || !strings.Contains(err.Error(), "not today") {
+				t.Errorf("%s: %v", host, err)
+			}
+		}
+		if len(dialled) != 2 || dialled[0] != dialled[1] {
+			t.Errorf("%s: dialled %q", host, dialled)
+		}
+	}
+}
+
+// Hosts of which there is no connection take no memory.
+func TestConns_ForgetsHosts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, template := serveInMemory(t, hello)
+		c := conns(t, newPool(t, limit.PoolConfig{IdleTimeout: time.Minute}), template)
+		for i := range 100 {
+			get(t, c, fmt.Sprintf("http://orders%d", i))
+		}
+		if n := c.Hosts(); n != 100 || c.Open() != 100 {
+			t.Errorf("%d hosts with %d connections, want 100", n, c.Open())
+		}
+		time.Sleep(2 * time.Minute)
+		if n := c.Hosts(); n != 0 || c.Open() != 0 {
+			t.Errorf("%d hosts with %d connections, want none", n, c.Open())
+		}
+	})
+}
+
+func readRequest(r *bufio.Reader) (*http.Request, error) {
+	req, err := http.ReadRequest(r)
+	if err == nil {
+		_, err = io.Copy(io.Discard, req.Body)
+	}
+	return req, err
+}
+
+// scripted is a call to a server of a test.
+type scripted struct {
+	method, body, header string
+	again, unread        bool
+	after, within        time.Duration
+}
+
+// do makes the call, and returns what the caller sees.
+func (c scripted) do(rt http.RoundTripper) string {
+	ctx := context.Background()
+	if c.within > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.within)
+		defer cancel()
+	}
+	req, err := http.NewRequestWithContext(ctx, "GET", "http://orders/", nil)
+	if err != nil {
+		return err.Error()
+	}
+	req.Method = c.method
+	var bodies []*leak.Body
+	if c.body != "" {
+		fresh := func() (io.ReadCloser, error) {
+			var r io.Reader = strings.NewReader(c.body)
+			if c.body == "fails" {
+				r = io.MultiReader(strings.NewReader("fa"), errReader{})
+			}
+			bodies = append(bodies, &leak.Body{Reader: r})
+			return bodies[len(bodies)-1], nil
+		}
+		req.Body, _ = fresh()
+		req.ContentLength = int64(len(c.body))
+		if c.again {
+			req.GetBody = fresh
+		}
+	}
+	for line := range strings.SplitSeq(c.header, "\r\n") {
+		if name, value, ok := strings.Cut(line, ": "); ok {
+			req.Header.Set(name, value)
+		}
+	}
+	resp, err := rt.RoundTrip(req)
+	seen := fmt.Sprint(err)
+	if err == nil {
+		seen = resp.Status
+		if !c.unread && resp.StatusCode != http.StatusSwitchingProtocols {
+			text, err := io.ReadAll(resp.Body)
+			seen += fmt.Sprintf(" %q %v %v", text, err, resp.Trailer)
+		}
+		_, writable := resp.Body.(io.Writer)
+		resp.Body.Close()
+		seen += fmt.Sprint(" ", writable, resp.Request == req)
+	}
+	synctest.Wait()
+	for _, b := range bodies {
+		seen += fmt.Sprint(" closed ", b.Closed.Load() > 0)
+	}
+	return seen
+}
+
+type errReader struct{}
+
+func (errReader) Read([]byte) (int, error) { return 0, errors.New("the body fails") }
