@@ -7,12 +7,10 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"slices"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/caller"
-	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/transports"
 )
 
@@ -35,10 +33,8 @@ const (
 type Conns struct {
 	pool      *Pool
 	transport *http.Transport
-	shared    *multiplexed // the HTTP/2 connections; nil if there are none
+	http      *clientConns // nil if net/http has the connections in the pool of transport
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
-	http1     *http1Conns // the HTTP/1 connections; nil if net/http has them
-	counts    bool        // every call must be counted on its connection
 
 	// The rest is guarded by pool.links.mu.
 
@@ -48,12 +44,14 @@ type Conns struct {
 }
 
 // Conns returns a new set of connections. They have the settings of the pool, and count against its MaxConnections. The caller
-// closes it. Calls over HTTP/2 that find no connection with room for them share the one that the first of them opens, or its failure.
+// closes it. Calls that find no connection with room for them wait, first come, first served. As many connections are made as they
+// need, and calls over HTTP/2 share one, or its failure.
 //
 // The template is cloned. The clone keeps the TLS configuration, the proxy and the dialer, but wraps the dialer to apply
 // ConnectTimeout, Keepalive and MaxConnections. It uses HTTP/2 if the endpoint does, unless template.Protocols or
 // template.TLSNextProto say otherwise; setting a TLSClientConfig or a dialer does not turn HTTP/2 off. It pings HTTP/2 peers that
-// fall silent, and keeps as many idle connections as there were calls in flight, unless the template has its own settings.
+// fall silent, and keeps as many idle connections as there were calls in flight, unless the template has its own settings. The
+// template's Proxy is asked for each connection, not for each call, and told the scheme and the host only.
 //
 // A nil *Pool applies the defaults of [PoolConfig], and may be used for connections to any host. At most template.MaxIdleConns
 // connections are then kept idle; 0 means 100.
@@ -80,15 +78,14 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 		pool:      p,
 		transport: t,
 		dial:      transports.Dial(t),
-		counts:    p.config.MaxRequestsPerConnection > 1 || p.config.MaxConnectionDuration > 0,
 		live:      make(map[*conn]struct{}),
 	}
 	t.DialContext = c.dialContext // takes precedence over Dial, if that is set
 	p.config.apply(t)
-	if t.Proxy == nil && !anywhere {
-		c.http1 = newHTTP1Conns(c, template)
+	if !anywhere && len(t.TLSNextProto) == 0 {
+		t.IdleConnTimeout = 0 // clientConns closes idle connections
+		c.http = newClientConns(c)
 	}
-	c.shared = c.share(t)
 
 	p.links.mu.Lock()
 	p.links.conns = append(p.links.conns, c)
@@ -114,77 +111,40 @@ func (c *PoolConfig) apply(t *http.Transport) {
 
 // RoundTrip implements http.RoundTripper. It does not take a slot of the pool; see [Pool.Acquire].
 func (c *Conns) RoundTrip(req *http.Request) (*http.Response, error) {
-	sent := req
-	if c.counts {
-		call := &countedCall{conns: c}
-		call.trace.GotConn = call.gotConn
-		// The call may turn out to be the last one on its connection. Then its header must say so, so it needs a copy.
-		sent = req.WithContext(httptrace.WithClientTrace(req.Context(), &call.trace))
-		sent.Header = maps.Clone(req.Header)
-		call.req = sent
-	}
-	resp, err := c.send(sent)
+	resp, err := c.send(req)
 	if resp != nil {
-		resp.Request = req // over HTTP/2, net/http sets a copy if the request has a body
+		resp.Request = req // it may be that of a copy
 	}
 	return resp, err
 }
 
-// send sends a call over an open HTTP/2 connection if there is one, and otherwise through net/http's transport.
 func (c *Conns) send(req *http.Request) (*http.Response, error) {
-	m := c.shared
-	switch {
-	case m == nil || req.URL == nil || !simple(req):
-		return c.through(req)
-	case c.pool.config.MaxConnections == 0:
-		return m.share(req)
-	case !m.known(req):
-		return c.through(req)
-	case !m.line.busy():
-		resp, next, err := m.roundTrip(req)
-		if next == nil {
-			return resp, err
-		}
-		req = next
-	}
-	if m.known(req) {
-		return m.await(req)
-	}
-	resp, err := c.through(req)
-	m.answered(req, resp)
-	return resp, err
-}
-
-// through sends a call over a connection of http1Conns, or else with net/http's transport. Over HTTP/2, that loses a body that it got from GetBody if it then has no connection for it.
-func (c *Conns) through(req *http.Request) (*http.Response, error) {
-	if c.overHTTP1(req) {
-		return c.http1.roundTrip(req)
+	if c.http != nil && sendable(req) {
+		return c.http.roundTrip(req)
 	}
 	if req.GetBody == nil || !caller.ToWatch(req) {
 		return c.transport.RoundTrip(req)
 	}
+	// Over HTTP/2, net/http loses a body that it got from GetBody if it then has no connection for it.
 	out, b := hold(req)
 	resp, err := c.transport.RoundTrip(out)
 	b.release(err)
 	return resp, err
 }
 
-// overHTTP1 reports whether a call has a connection of http1Conns.
-func (c *Conns) overHTTP1(req *http.Request) bool {
-	return c.http1 != nil && req.URL != nil && req.URL.Scheme == "http" && req.URL.Host != "" && req.Header != nil &&
-		(c.shared == nil || !c.shared.known(req))
-}
-
-// simple reports whether a request can skip net/http's transport: it has nothing that only the transport would check or choose.
-func simple(req *http.Request) bool {
-	return req.Header != nil && len(req.Trailer) == 0 && (req.Method == "" || field.IsToken(req.Method)) &&
-		len(req.Header["Upgrade"]) == 0 // HTTP/1 only
+// sendable reports whether a request says where to send it. net/http refuses others.
+func sendable(req *http.Request) bool {
+	return req.URL != nil && (req.URL.Scheme == "http" || req.URL.Scheme == "https") && req.URL.Host != "" && req.Header != nil
 }
 
 // Dial makes a connection for a protocol other than HTTP, with the dialer of the template. The connection counts against
 // MaxConnections until it is closed. Dial takes no slot of the pool. If there is no room, the error is [ErrOverflow].
 func (c *Conns) Dial(ctx context.Context) (net.Conn, error) {
-	return c.connect(ctx, "tcp", "", false)
+	nc, err := c.connect(ctx, "tcp", "", false)
+	if errors.Is(err, ErrOverflow) {
+		c.pool.overflows.Add(1)
+	}
+	return nc, err
 }
 
 // DialFirst is [Conns.Dial] for a caller that has no connection to the endpoint and cannot share those of other callers. It may
@@ -196,11 +156,8 @@ func (c *Conns) DialFirst(ctx context.Context) (net.Conn, error) {
 // CloseIdleConnections closes the connections that carry no call.
 func (c *Conns) CloseIdleConnections() {
 	c.transport.CloseIdleConnections()
-	if c.http1 != nil {
-		c.http1.closeIdle()
-	}
-	if c.shared != nil {
-		c.shared.closeIdle()
+	if c.http != nil {
+		c.http.closeIdle()
 	}
 }
 
@@ -220,11 +177,8 @@ func (c *Conns) Close() {
 	live := slices.Collect(maps.Keys(c.live))
 	l.mu.Unlock()
 	c.CloseIdleConnections()
-	if c.http1 != nil {
-		c.http1.close()
-	}
-	if c.shared != nil {
-		c.shared.close()
+	if c.http != nil {
+		c.http.close()
 	}
 	// An HTTP/2 connection becomes idle a little after its last call has ended, and nothing would close it later.
 	for _, nc := range live {

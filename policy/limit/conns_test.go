@@ -46,8 +46,14 @@ const (
 )
 
 func serve(t testing.TB, protocol string, handler http.HandlerFunc) *server {
+	return serveStreams(t, protocol, 0, handler)
+}
+
+// serveStreams is serve with so many streams to an HTTP/2 connection at most, 0 for the default.
+func serveStreams(t testing.TB, protocol string, streams int, handler http.HandlerFunc) *server {
 	s := &server{template: &http.Transport{}}
 	s.Server = httptest.NewUnstartedServer(handler)
+	s.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: streams}
 	s.Config.ErrorLog = log.New(io.Discard, "", 0) // connections that are dialled and not needed
 	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {

@@ -19,7 +19,7 @@ func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (
 	if c.isClosed() {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: net.ErrClosed}
 	}
-	if err := c.admit(ctx, first); err != nil {
+	if err := c.reserve(ctx, first); err != nil {
 		return nil, err
 	}
 	opened := false
@@ -52,13 +52,6 @@ func (c *Conns) connectTimeout() time.Duration {
 	return cmp.Or(c.pool.config.ConnectTimeout, defaultConnectTimeout)
 }
 
-// connected reports whether there is an open connection.
-func (c *Conns) connected() bool {
-	c.pool.links.mu.Lock()
-	defer c.pool.links.mu.Unlock()
-	return len(c.live) > 0
-}
-
 func (c *Conns) isClosed() bool {
 	c.pool.links.mu.Lock()
 	defer c.pool.links.mu.Unlock()
@@ -69,8 +62,8 @@ func (c *Conns) isClosed() bool {
 func (c *Conns) add(ctx context.Context, nc net.Conn) (*conn, error) {
 	wrapped := &conn{Conn: nc, born: time.Now()}
 	wrapped.owner.Store(c)
-	if of, ok := ctx.Value(dialling{}).(*http1Conn); ok {
-		wrapped.http1, of.conn = of, wrapped
+	if s, ok := ctx.Value(clientConnKey{}).(*clientConn); ok {
+		wrapped.below, s.conn = s, wrapped
 	}
 	l := &c.pool.links
 	l.mu.Lock()

@@ -8,9 +8,9 @@ func (p *Pool) Config() PoolConfig {
 	return p.config
 }
 
-// Hosts returns for how many hosts of URLs there are HTTP/1 connections.
+// Hosts returns for how many origins there are connections.
 func (c *Conns) Hosts() int {
-	c.http1.mu.Lock()
-	defer c.http1.mu.Unlock()
-	return len(c.http1.hosts)
+	c.http.mu.Lock()
+	defer c.http.mu.Unlock()
+	return len(c.http.origins)
 }

@@ -26,13 +26,7 @@ func (l *links) count() int {
 	return l.open
 }
 
-// wake makes waiting dials look for room again.
-func (l *links) wake() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.wakeLocked()
-}
-
+// wakeLocked makes waiting dials look for room again.
 func (l *links) wakeLocked() {
 	if l.room != nil {
 		close(l.room)
@@ -55,12 +49,14 @@ func (c *Conns) reserve(ctx context.Context, first bool) error {
 		if ok {
 			return nil
 		}
+		if s, ok := ctx.Value(clientConnKey{}).(*clientConn); ok && !c.http.needed(s.origin) {
+			return errNotNeeded
+		}
 		select {
 		case <-room:
 		case <-timer.C:
 			timer.Reset(roomCheck)
 		case <-ctx.Done():
-			c.pool.overflows.Add(1)
 			return fmt.Errorf("%w: %w", ErrOverflow, context.Cause(ctx))
 		}
 	}

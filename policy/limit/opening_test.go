@@ -3,6 +3,7 @@ package limit_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -61,32 +62,77 @@ func TestConns_ABurstOpensOneConnection(t *testing.T) {
 	}
 }
 
-// A burst of more calls than a connection has streams opens as many connections as it needs, one after the other.
-func TestConns_ABurstOpensOneConnectionAfterAnother(t *testing.T) {
+// A burst of more calls than a connection has streams opens as many connections as it needs, whatever the number of streams was before. No call gets
+// more than its one stream, so the server refuses none.
+func TestConns_ABurstOpensAsManyConnectionsAsItNeeds(t *testing.T) {
 	const calls, streams = 35, 10
-	synctest.Test(t, func(t *testing.T) {
-		answer := make(chan struct{})
-		network, template := serveClear(t, streams, func(w http.ResponseWriter, req *http.Request) {
-			<-answer
-			hello(w, req)
+	for _, tt := range []struct {
+		name   string
+		before int // calls
+	}{
+		{"the number of streams is not known", 0},
+		{"the number of streams is known", 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var arrived atomic.Int64
+				answer := make(chan struct{})
+				network, template := serveClear(t, streams, func(w http.ResponseWriter, req *http.Request) {
+					arrived.Add(1)
+					<-answer
+					hello(w, req)
+				})
+				c := conns(t, newPool(t, limit.PoolConfig{}), template)
+				for _, n := range []int{tt.before, calls} {
+					arrived.Store(0)
+					var callers sync.WaitGroup
+					for range n {
+						callers.Go(func() { get(t, c, "http://orders") })
+					}
+					synctest.Wait()
+					if got := arrived.Load(); got != int64(n) {
+						t.Errorf("%d of %d calls have arrived", got, n)
+					}
+					close(answer)
+					callers.Wait()
+					answer = make(chan struct{})
+				}
+				if n := network.Dials(); n != 4 {
+					t.Errorf("%d connections for %d calls with %d streams each, want 4", n, calls, streams)
+				}
+			})
 		})
-		c := conns(t, newPool(t, limit.PoolConfig{}), template)
-		burst := func(n int) {
-			var callers sync.WaitGroup
-			for range n {
-				callers.Go(func() { get(t, c, "http://orders") })
-			}
-			synctest.Wait()
-			close(answer)
-			callers.Wait()
+	}
+}
+
+// Calls do not wait for the response to the first one on a connection, however many streams the server permits: only until it has said so.
+func TestConns_TheFirstCallKeepsNoOtherWaiting(t *testing.T) {
+	for _, streams := range []int{0, 3, 99, 100, 101} {
+		for _, protocol := range []string{clear, overTLS} {
+			t.Run(fmt.Sprint(protocol, " ", streams), func(t *testing.T) {
+				const calls = 3
+				arrived, answer := make(chan struct{}, calls), make(chan struct{})
+				s := serveStreams(t, protocol, streams, func(w http.ResponseWriter, req *http.Request) {
+					arrived <- struct{}{}
+					<-answer
+					hello(w, req)
+				})
+				c := conns(t, newPool(t, limit.PoolConfig{}), s.template)
+				var callers sync.WaitGroup
+				for range calls {
+					callers.Go(func() { get(t, c, s.URL) })
+				}
+				for range calls {
+					await.Receive(t, "all calls at once", arrived)
+				}
+				close(answer)
+				callers.Wait()
+				if n := s.conns.Load(); n != 1 {
+					t.Errorf("%d connections, want 1", n)
+				}
+			})
 		}
-		burst(1) // then it is known how many streams there are
-		answer = make(chan struct{})
-		burst(calls)
-		if n := network.Dials(); n > 8 { // before a connection says how many streams it has, it may get too many calls
-			t.Errorf("%d connections for %d calls with %d streams each, want 4 or a few more", n, calls, streams)
-		}
-	})
+	}
 }
 
 var errRefused = errors.New("refused for the test")
@@ -145,7 +191,7 @@ func TestConns_TheCallThatDialsConcernsNoOther(t *testing.T) {
 			ctx, cancel := context.WithTimeout(ctx, time.Second)
 			defer cancel()
 			return call(ctx, c, "http://orders")
-		}, 2},
+		}, 1},
 		{"it is canceled by its channel", func(ctx context.Context, c *limit.Conns) error {
 			req := httptest.NewRequestWithContext(ctx, http.MethodGet, "http://orders", nil)
 			cancel := make(chan struct{})
@@ -153,7 +199,7 @@ func TestConns_TheCallThatDialsConcernsNoOther(t *testing.T) {
 			time.AfterFunc(time.Second, func() { close(cancel) })
 			_, err := c.RoundTrip(req)
 			return err
-		}, 2},
+		}, 1},
 		{"it cannot be sent", func(ctx context.Context, c *limit.Conns) error {
 			req := httptest.NewRequestWithContext(ctx, http.MethodGet, "http://orders", nil)
 			req.Header["bad name"] = []string{"x"}
@@ -228,19 +274,19 @@ func TestConns_WaitForAnOpeningEnds(t *testing.T) {
 	})
 }
 
-// Where few calls or none can share a connection, they do not make connections one after another.
+// Where few calls or none can share a connection, they do not make connections one after another, nor more than they need.
 func TestConns_CallsThatCannotShareDialAtOnce(t *testing.T) {
 	const calls = 60
 	for _, tt := range []struct {
 		name    string
 		config  limit.PoolConfig
 		streams int
-		after   time.Duration // each dial takes a second
-		least   int64         // dials by then
+		want    int64 // dials, each of a second
+		after   time.Duration
 	}{
-		{"one call per connection", limit.PoolConfig{MaxRequestsPerConnection: 1}, 0, 0, calls},
-		{"two calls per connection", limit.PoolConfig{MaxRequestsPerConnection: 2}, 0, 0, calls},
-		{"ten streams per connection", limit.PoolConfig{}, 10, 5500 * time.Millisecond, calls / 4},
+		{"one call per connection", limit.PoolConfig{MaxRequestsPerConnection: 1}, 0, calls, 0},
+		{"two calls per connection", limit.PoolConfig{MaxRequestsPerConnection: 2}, 0, calls / 2, 0},
+		{"ten streams per connection", limit.PoolConfig{}, 10, calls / 10, time.Second}, // which the first connection tells
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -256,11 +302,13 @@ func TestConns_CallsThatCannotShareDialAtOnce(t *testing.T) {
 				}
 				time.Sleep(tt.after)
 				synctest.Wait()
-				if n := dials.Load(); n < tt.least {
-					t.Errorf("%d dials for %d calls after %v, want at least %d", n, calls, tt.after, tt.least)
+				if n := dials.Load(); n != tt.want {
+					t.Errorf("%d dials for %d calls after %v, want %d", n, calls, tt.after, tt.want)
 				}
 				callers.Wait()
-				time.Sleep(time.Minute) // for dials that nobody needs any more
+				if n := dials.Load(); n != tt.want {
+					t.Errorf("%d dials for %d calls, want %d", n, calls, tt.want)
+				}
 			})
 		})
 	}

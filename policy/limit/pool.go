@@ -37,8 +37,7 @@ type PoolConfig struct {
 	ConnectTimeout time.Duration
 
 	// IdleTimeout is how long a connection may be without calls before it is closed. 0 means one hour; a negative value means
-	// forever. It is not known how long each of several HTTP/2 connections to an endpoint was idle, so those that are idle are all
-	// closed once per IdleTimeout.
+	// forever. Over HTTP/2 that time counts from the beginning of the last call, but an HTTP/2 connection with a call is not closed.
 	IdleTimeout time.Duration
 
 	// MaxConnectionDuration is the age after which a connection serves one last call and is then closed. 0 means no limit.
@@ -198,9 +197,6 @@ func (s Slot) Release() {
 	}
 	if s.multiplexed || p.config.MaxConnections == 0 {
 		p.active.Add(-1)
-		if p.streams.Load() > 0 {
-			p.links.wake() // a stream is free, or about to be
-		}
 		return
 	}
 	p.mu.Lock()

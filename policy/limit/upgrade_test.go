@@ -105,7 +105,7 @@ func TestLastCallOfAConnectionKeepsItsConnectionOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if got, _ := io.ReadAll(resp.Body); string(got) != "X-One, X-Two, close" {
+	if got, _ := io.ReadAll(resp.Body); string(got) != "close|X-One|X-Two" {
 		t.Errorf("Connection = %q", got)
 	}
 	if got := req.Header["Connection"]; len(got) != 2 {
