@@ -189,6 +189,16 @@ func (s *clientConn) tell() {
 	h.tidyLocked(f)
 }
 
+// closeAfterCalls closes an HTTP/2 connection, which gets no more calls, when those on it have ended. A call that says so itself, with Close, could
+// overtake one that was sent before, and net/http would refuse that one.
+func (s *clientConn) closeAfterCalls() {
+	s.SetStateHook(func(*http.ClientConn) { // may run where clientConns.mu is held
+		if s.InFlight() == 0 {
+			go s.Close()
+		}
+	})
+}
+
 // isClosed reports whether the connection was closed, by its peer perhaps.
 func (s *clientConn) isClosed() bool {
 	return s.conn.owner.Load() == nil

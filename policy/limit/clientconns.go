@@ -200,8 +200,8 @@ func (h *clientConns) tidyLocked(f *originConns) {
 // grantLocked returns a connection that can take a call now, if there is one.
 func (h *clientConns) grantLocked(f *originConns) (grant, bool) {
 	for _, s := range f.shared {
-		// With more reservations than streams, net/http would wait for ever. So the first call goes alone until the number is known.
-		if (s.calls == 0 || s.told.Load()) && s.Reserve() == nil {
+		// With more reservations than streams, net/http would wait for ever. So a call goes alone until the number is known.
+		if (s.told.Load() || s.InFlight() == 0) && s.Reserve() == nil {
 			s.since = time.Now()
 			return h.countLocked(f, s), true
 		}
@@ -223,6 +223,7 @@ func (h *clientConns) countLocked(f *originConns, s *clientConn) grant {
 	last := h.calls > 0 && s.calls >= h.calls || limit > 0 && time.Since(s.conn.born) >= limit
 	if last && s.protocol == overHTTP2 {
 		f.shared = without(f.shared, s)
+		s.closeAfterCalls()
 	}
 	return grant{s, last}
 }
@@ -303,9 +304,6 @@ func (h *clientConns) giveBack(g grant) {
 	defer h.mu.Unlock()
 	f := h.ofLocked(g.origin)
 	g.calls--
-	if g.last && !g.isClosed() {
-		f.shared = append(f.shared, g.clientConn)
-	}
 	h.serveLocked(f)
 	h.tidyLocked(f)
 }
@@ -313,7 +311,7 @@ func (h *clientConns) giveBack(g grant) {
 // watchStreamsLocked has calls that wait told when a stream is free. HTTP/2 connections that no call waits for save themselves the trouble.
 func (h *clientConns) watchStreamsLocked(f *originConns) {
 	for _, s := range f.shared {
-		if !s.told.Load() || s.watched {
+		if s.watched {
 			continue
 		}
 		s.watched = true

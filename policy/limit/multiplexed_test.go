@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"runtime"
 	"strings"
 	"sync"
@@ -402,4 +403,69 @@ func TestConns_Offers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A call that fails over a new connection leaves it to those that come later, also behind a proxy, where its response would have told how many streams
+// there are.
+func TestConns_AFailedFirstCallKeepsTheConnectionUsable(t *testing.T) {
+	for _, behind := range []string{"", " behind a proxy"} {
+		t.Run(overTLS+behind, func(t *testing.T) {
+			arrived := make(chan struct{}, 1)
+			s := serve(t, overTLS, func(w http.ResponseWriter, req *http.Request) {
+				if req.URL.Path == "/stall" {
+					arrived <- struct{}{}
+					<-req.Context().Done()
+				}
+				hello(w, req)
+			})
+			if behind != "" {
+				proxy := httptest.NewServer(http.HandlerFunc(tunnel))
+				defer proxy.Close()
+				s.template.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(proxy.URL) }
+			}
+			c := conns(t, newPool(t, limit.PoolConfig{}), s.template)
+			req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, s.URL, nil)
+			req.Header["A"] = []string{"a\r\nB: c"}
+			if _, err := c.RoundTrip(req); err == nil {
+				t.Error("an invalid header was sent")
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			var calls sync.WaitGroup
+			calls.Go(func() { call(ctx, c, s.URL+"/stall") })
+			await.Receive(t, "the first call", arrived)
+			for range 3 {
+				calls.Go(func() {
+					if got := get(t, c, s.URL); got != "HTTP/2.0" {
+						t.Errorf("the server saw %s", got)
+					}
+				})
+			}
+			cancel()
+			calls.Wait()
+			if n := s.conns.Load(); n != 1 {
+				t.Errorf("%d connections, want 1", n)
+			}
+		})
+	}
+}
+
+// tunnel is the handler of a proxy that connects.
+func tunnel(w http.ResponseWriter, req *http.Request) {
+	to, err := net.Dial("tcp", req.Host)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer to.Close()
+	from, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer from.Close()
+	io.WriteString(from, "HTTP/1.1 200 OK\r\n\r\n")
+	go func() {
+		io.Copy(to, rw)
+		to.Close()
+	}()
+	io.Copy(from, to)
 }

@@ -25,7 +25,7 @@ func (h *clientConns) roundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		out, b := hold(req)
-		if g.last {
+		if g.last && g.protocol == overHTTP1 {
 			out = lastCall(out)
 		}
 		resp, err := g.RoundTrip(out)
@@ -58,7 +58,7 @@ func (h *clientConns) roundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// lastCall returns the request to send if its connection shall be closed after it.
+// lastCall returns the request to send if its HTTP/1 connection shall be closed after it.
 func lastCall(req *http.Request) *http.Request {
 	if req.Close || len(req.Header["Upgrade"]) > 0 {
 		// If the peer accepts the upgrade, the connection serves no other call anyway. If not, the next call is the last one.
