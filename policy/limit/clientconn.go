@@ -14,8 +14,8 @@ import (
 	"github.com/nosidecar/mesh/internal/transports"
 )
 
-// clientConn is a connection for HTTP. Over HTTP/1 it is idle, or one call has it, which alone may touch used and since. Over HTTP/2, and calls
-// always, they are guarded by clientConns.mu.
+// clientConn is a connection for HTTP. Over HTTP/1 it is idle, or one call has it, which alone may touch calls and since. Over HTTP/2 they are
+// guarded by clientConns.mu.
 type clientConn struct {
 	*http.ClientConn
 	of       *clientConns
@@ -25,11 +25,11 @@ type clientConn struct {
 	secure   *tls.Conn            // above conn; nil without TLS, and if net/http speaks to a proxy first
 	state    *tls.ConnectionState // of secure
 
-	calls   int         // so far
-	used    bool        // by a call that has ended
-	since   time.Time   // when it became idle; zero if an HTTP/1 connection has not since the last call
-	told    atomic.Bool // the HTTP/2 peer has said how many streams it permits
-	watched bool        // it tells when a stream is free
+	calls   int           // so far
+	since   time.Time     // when an HTTP/1 connection became idle, zero if it has not since its last call; when the last call over HTTP/2 began
+	rested  time.Duration // between the beginnings of the last two calls over HTTP/2
+	told    atomic.Bool   // the HTTP/2 peer has said how many streams it permits
+	watched bool          // it tells when a stream is free
 }
 
 var (
@@ -206,18 +206,19 @@ func (s *clientConn) isClosed() bool {
 
 // info returns what net/http tells the trace of a call that gets the connection.
 func (g grant) info() httptrace.GotConnInfo {
-	info := httptrace.GotConnInfo{Conn: g.conn, Reused: g.used, WasIdle: !g.since.IsZero()}
+	h := g.of
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	info := httptrace.GotConnInfo{Conn: g.conn, Reused: g.reused, WasIdle: !g.since.IsZero()}
 	if g.secure != nil {
 		info.Conn = g.secure
 	}
-	if g.protocol == overHTTP2 {
-		h := g.of
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		info.Reused = g.calls > 1
-		info.WasIdle = info.Reused && g.InFlight() == 1
-	}
-	if info.WasIdle {
+	switch {
+	case g.protocol == overHTTP2:
+		if info.WasIdle = g.reused && g.InFlight() == 1; info.WasIdle {
+			info.IdleTime = g.rested
+		}
+	case info.WasIdle:
 		info.IdleTime = time.Since(g.since)
 	}
 	return info
@@ -237,7 +238,6 @@ func (s *clientConn) lend(resp *http.Response) {
 // back gives an HTTP/1 connection back when its call has ended, unless that has spoilt it.
 func (s *clientConn) back() {
 	if s.protocol == overHTTP1 && s.Available() > 0 {
-		s.used = true
 		s.put()
 	}
 }

@@ -70,7 +70,8 @@ type originConns struct {
 // grant is the permission to send a call over a connection.
 type grant struct {
 	*clientConn
-	last bool // it is the last call on the connection
+	reused bool // it is not the first call on the connection
+	last   bool // it is the last one
 }
 
 // want is a call that waits for a connection.
@@ -202,7 +203,8 @@ func (h *clientConns) grantLocked(f *originConns) (grant, bool) {
 	for _, s := range f.shared {
 		// With more reservations than streams, net/http would wait for ever. So a call goes alone until the number is known.
 		if (s.told.Load() || s.InFlight() == 0) && s.Reserve() == nil {
-			s.since = time.Now()
+			now := time.Now()
+			s.rested, s.since = now.Sub(s.since), now
 			return h.countLocked(f, s), true
 		}
 	}
@@ -225,7 +227,7 @@ func (h *clientConns) countLocked(f *originConns, s *clientConn) grant {
 		f.shared = without(f.shared, s)
 		s.closeAfterCalls()
 	}
-	return grant{s, last}
+	return grant{s, s.calls > 1, last}
 }
 
 // serveLocked gives connections that can take a call now to calls that wait.

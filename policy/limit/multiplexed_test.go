@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/url"
 	"runtime"
 	"strings"
@@ -468,4 +469,34 @@ func tunnel(w http.ResponseWriter, req *http.Request) {
 		to.Close()
 	}()
 	io.Copy(from, to)
+}
+
+// Traces are told of the connections of calls that share them.
+func TestConns_TracesOfSharedConnections(t *testing.T) {
+	s := serve(t, overTLS, hello)
+	c := conns(t, newPool(t, limit.PoolConfig{}), s.template)
+	const calls = 100
+	var fresh, reused atomic.Int64
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		if _, ok := info.Conn.(*tls.Conn); !ok || info.WasIdle && !info.Reused {
+			t.Errorf("%+v", info)
+		}
+		if info.Reused {
+			reused.Add(1)
+		} else {
+			fresh.Add(1)
+		}
+	}})
+	var callers sync.WaitGroup
+	for range calls {
+		callers.Go(func() {
+			if err := call(ctx, c, s.URL); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	callers.Wait()
+	if fresh.Load() != s.conns.Load() || fresh.Load()+reused.Load() != calls {
+		t.Errorf("%d calls on new connections and %d on others, with %d connections", fresh.Load(), reused.Load(), s.conns.Load())
+	}
 }

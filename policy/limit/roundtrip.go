@@ -2,6 +2,7 @@ package limit
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -19,6 +20,10 @@ const mostRepeats = 6
 // roundTrip sends a call.
 func (h *clientConns) roundTrip(req *http.Request) (*http.Response, error) {
 	for repeats := 0; ; repeats++ {
+		if ctx := req.Context(); ctx.Err() != nil {
+			body.CloseRequest(req)
+			return nil, context.Cause(ctx)
+		}
 		g, err := h.get(req)
 		if err != nil {
 			body.CloseRequest(req)
@@ -73,7 +78,7 @@ func lastCall(req *http.Request) *http.Request {
 func (g grant) repeatable(req *http.Request, err error, repeats int) bool {
 	switch {
 	case g.protocol == overHTTP1:
-		return g.used && unanswered(req, err)
+		return g.reused && unanswered(req, err)
 	case repeats == mostRepeats:
 		return false
 	case err.Error() == notUsable:
