@@ -66,16 +66,27 @@ func overHTTP(t *http.Transport, p protocol) *http.Transport {
 func (h *clientConns) connect(ctx context.Context, f *originConns) (*clientConn, error) {
 	s := &clientConn{of: h, origin: f.origin, protocol: overHTTP1}
 	ctx = context.WithValue(ctx, clientConnKey{}, s)
+	var err error
 	if h.conns.transport.Proxy != nil {
-		return s, s.connectByProxy(ctx, f)
+		err = s.connectByProxy(ctx, f)
+	} else {
+		err = s.connectDirectly(ctx, f)
 	}
-	nc, err := h.conns.dialContext(ctx, "tcp", f.address)
 	if err != nil {
 		return nil, err
 	}
+	return s, nil
+}
+
+func (s *clientConn) connectDirectly(ctx context.Context, f *originConns) error {
+	h := s.of
+	nc, err := h.conns.dialContext(ctx, "tcp", f.address)
+	if err != nil {
+		return err
+	}
 	if f.secure {
 		if err := s.handshake(ctx, nc, f.address); err != nil {
-			return nil, err
+			return err
 		}
 		nc = s.secure
 	} else if h.clear {
@@ -86,10 +97,10 @@ func (h *clientConns) connect(ctx context.Context, f *originConns) (*clientConn,
 		nc, speak = &settingsConn{Conn: nc, of: s}, h.http2
 	}
 	s.ClientConn, err = speak().NewClientConn(context.WithValue(ctx, madeKey{}, nc), "http", f.address)
-	if err != nil {
+	if err != nil { // nothing can be written
 		nc.Close()
 	}
-	return s, err
+	return err
 }
 
 // connectByProxy has net/http connect by its proxy, if there is one for the origin.

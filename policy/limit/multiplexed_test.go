@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -500,3 +501,28 @@ func TestConns_TracesOfSharedConnections(t *testing.T) {
 		t.Errorf("%d calls on new connections and %d on others, with %d connections", fresh.Load(), reused.Load(), s.conns.Load())
 	}
 }
+
+// A connection over which nothing can be written fails the call that it was made for, and is closed.
+func TestConns_ANewConnectionThatCannotBeWritten(t *testing.T) {
+	for _, protocol := range []string{plain, clear, overTLS, overTLS1} {
+		t.Run(protocol, func(t *testing.T) {
+			s := serve(t, protocol, hello)
+			s.template.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+				nc, err := new(net.Dialer).DialContext(ctx, network, address)
+				return unwritable{nc}, err
+			}
+			pool := newPool(t, limit.PoolConfig{})
+			c := conns(t, pool, s.template)
+			if err := call(t.Context(), c, s.URL); !errors.Is(err, errUnwritable) {
+				t.Errorf("the call ended with %v", err)
+			}
+			await.True(t, "the connection is closed", func() bool { return pool.Stats().Connections == 0 })
+		})
+	}
+}
+
+type unwritable struct{ net.Conn }
+
+var errUnwritable = errors.New("cannot be written")
+
+func (unwritable) Write([]byte) (int, error) { return 0, errUnwritable }
