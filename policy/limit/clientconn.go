@@ -47,9 +47,12 @@ func (handshakeTimeout) Temporary() bool { return true }
 
 // The keys of values of the context of a dial.
 type (
-	clientConnKey struct{} // the *clientConn that the connection is for
-	madeKey       struct{} // a net.Conn to take instead of a new one
+	diallingKey struct{} // a *dialling
+	madeKey     struct{} // a net.Conn to take instead of a new one
 )
+
+// dialling has the connection that a dial is for, until it ends: a timer of the context that was stopped stays in memory until it would have fired.
+type dialling struct{ *clientConn }
 
 // overHTTP returns a transport like t that speaks HTTP/1 or HTTP/2 over connections which exist already, with TLS or without.
 func overHTTP(t *http.Transport, p protocol) *http.Transport {
@@ -65,7 +68,9 @@ func overHTTP(t *http.Transport, p protocol) *http.Transport {
 // settings of an HTTP/2 peer, which are seen below HTTP and above TLS.
 func (h *clientConns) connect(ctx context.Context, f *originConns) (*clientConn, error) {
 	s := &clientConn{of: h, origin: f.origin, protocol: overHTTP1}
-	ctx = context.WithValue(ctx, clientConnKey{}, s)
+	d := &dialling{s}
+	defer func() { d.clientConn = nil }()
+	ctx = context.WithValue(ctx, diallingKey{}, d)
 	var err error
 	if h.conns.transport.Proxy != nil {
 		err = s.connectByProxy(ctx, f)
@@ -105,16 +110,17 @@ func (s *clientConn) connectDirectly(ctx context.Context, f *originConns) error 
 
 // connectByProxy has net/http connect by its proxy, if there is one for the origin.
 func (s *clientConn) connectByProxy(ctx context.Context, f *originConns) (err error) {
-	scheme := "http"
+	scheme, speaks := "http", overHTTP1
 	if f.secure {
 		scheme = "https"
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{TLSHandshakeDone: func(state tls.ConnectionState, _ error) {
-			s.protocol = protocolOf(state) // the last one is that with the peer
+			speaks = protocolOf(state) // the last one is that with the peer
 		}})
 	} else if s.of.clear {
-		s.protocol = overHTTP2
+		speaks = overHTTP2
 	}
 	s.ClientConn, err = s.of.conns.transport.NewClientConn(ctx, scheme, f.address)
+	s.protocol = speaks
 	return err
 }
 

@@ -62,8 +62,8 @@ func (c *Conns) isClosed() bool {
 func (c *Conns) add(ctx context.Context, nc net.Conn) (*conn, error) {
 	wrapped := &conn{Conn: nc, born: time.Now()}
 	wrapped.owner.Store(c)
-	if s, ok := ctx.Value(clientConnKey{}).(*clientConn); ok {
-		wrapped.below, s.conn = s, wrapped
+	if d, ok := ctx.Value(diallingKey{}).(*dialling); ok {
+		wrapped.below, d.conn = d.clientConn, wrapped
 	}
 	l := &c.pool.links
 	l.mu.Lock()

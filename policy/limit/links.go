@@ -49,7 +49,7 @@ func (c *Conns) reserve(ctx context.Context, first bool) error {
 		if ok {
 			return nil
 		}
-		if s, ok := ctx.Value(clientConnKey{}).(*clientConn); ok && !c.http.needed(s.origin) {
+		if d, ok := ctx.Value(diallingKey{}).(*dialling); ok && !c.http.needed(d.origin) {
 			return errNotNeeded
 		}
 		select {
