@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,7 @@ type clientConn struct {
 	since   time.Time     // when an HTTP/1 connection became idle, zero if it has not since its last call; when the last call over HTTP/2 began
 	rested  time.Duration // between the beginnings of the last two calls over HTTP/2
 	told    atomic.Bool   // the HTTP/2 peer has said how many streams it permits
+	streams int           // see permitted
 	watched bool          // it tells when a stream is free
 }
 
@@ -201,9 +203,22 @@ func (s *clientConn) tell() {
 	defer h.mu.Unlock()
 	s.told.Store(true)
 	f := h.ofLocked(s.origin)
+	if slices.Contains(f.shared, s) { // else it is not ready yet
+		s.permitted()
+	}
 	h.serveLocked(f)
 	h.dialLocked(f)
 	h.tidyLocked(f)
+}
+
+// permitted returns how many streams the HTTP/2 peer permits, 0 if that is not known. net/http tells as long as it can take another call.
+func (s *clientConn) permitted() int {
+	if s.told.Load() {
+		if free := s.Available(); free > 0 {
+			s.streams = free + s.InFlight()
+		}
+	}
+	return s.streams
 }
 
 // closeAfterCalls closes an HTTP/2 connection, which gets no more calls, when those on it have ended. A call that says so itself, with Close, could

@@ -350,7 +350,7 @@ func (h *clientConns) takesLocked(f *originConns) int {
 		return 1
 	}
 	for _, s := range f.shared {
-		if n := s.Available() + s.InFlight(); n > 0 && s.told.Load() && (h.calls == 0 || n < h.calls) {
+		if n := s.permitted(); n > 0 && (h.calls == 0 || n < h.calls) {
 			return n
 		}
 	}
@@ -414,6 +414,7 @@ func (h *clientConns) shareLocked(f *originConns, s *clientConn) bool {
 	}
 	s.since = time.Now()
 	f.shared = append(f.shared, s)
+	s.permitted()
 	if h.serveLocked(f); s.calls == 0 && len(f.waiting) > 0 {
 		f.shared = without(f.shared, s)
 		return false

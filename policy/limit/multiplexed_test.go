@@ -33,6 +33,14 @@ import (
 // a template that speaks nothing else.
 func serveClear(t *testing.T, streams int, handler http.HandlerFunc) (*memnet.Network, *http.Transport) {
 	network := new(memnet.Network)
+	startClear(t, network, streams, handler)
+	template := &http.Transport{DialContext: network.DialContext, Protocols: new(http.Protocols)}
+	template.Protocols.SetUnencryptedHTTP2(true)
+	return network, template
+}
+
+// startClear starts a server like that of serveClear in a network that has none.
+func startClear(t *testing.T, network *memnet.Network, streams int, handler http.HandlerFunc) *http.Server {
 	l, done := network.Listen(""), make(chan struct{})
 	server := &http.Server{Handler: handler, Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: streams}}
 	server.Protocols.SetUnencryptedHTTP2(true)
@@ -44,9 +52,7 @@ func serveClear(t *testing.T, streams int, handler http.HandlerFunc) (*memnet.Ne
 		server.Close()
 		<-done
 	})
-	template := &http.Transport{DialContext: network.DialContext, Protocols: new(http.Protocols)}
-	template.Protocols.SetUnencryptedHTTP2(true)
-	return network, template
+	return server
 }
 
 // A connection that its peer has closed is released, with or without calls on it, long before the idle timeout.

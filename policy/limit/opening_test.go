@@ -16,6 +16,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -103,6 +104,38 @@ func TestConns_ABurstOpensAsManyConnectionsAsItNeeds(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A server that restarts lets its old connections end. A burst does not take the calls that are still on one for all that a connection takes.
+func TestConns_ABurstToAServerThatRestarts(t *testing.T) {
+	const calls = 35
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		wait := func(w http.ResponseWriter, req *http.Request) {
+			<-answer
+			hello(w, req)
+		}
+		network := new(memnet.Network)
+		server := startClear(t, network, 0, wait)
+		template := &http.Transport{DialContext: network.DialContext, Protocols: new(http.Protocols)}
+		template.Protocols.SetUnencryptedHTTP2(true)
+		c := conns(t, newPool(t, limit.PoolConfig{}), template)
+		var callers sync.WaitGroup
+		callers.Go(func() { get(t, c, "http://orders") })
+		synctest.Wait()
+		callers.Go(func() { server.Shutdown(t.Context()) })
+		synctest.Wait()
+		startClear(t, network, 0, wait)
+		for range calls {
+			callers.Go(func() { get(t, c, "http://orders") })
+		}
+		synctest.Wait()
+		close(answer)
+		callers.Wait()
+		if n := network.Dials(); n != 2 {
+			t.Errorf("%d connections, want the old one and a new one", n)
+		}
+	})
 }
 
 // Calls do not wait for the response to the first one on a connection, however many streams the server permits: only until it has said so.
