@@ -2,13 +2,16 @@ package limit_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,8 +21,49 @@ import (
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
-// Calls over HTTP/1 without TLS have connections of our own pool. Whatever a server does with them, callers and the server see what they see with
-// http.Transport: answers, errors, closed bodies and connections.
+// asNetHTTP compares what run sees with a template and with connections of a pool that are made from it, which through returns. Both see the same. It
+// returns what that is.
+func asNetHTTP(t *testing.T, run func(t *testing.T, through func(template *http.Transport) http.RoundTripper) string) string {
+	t.Helper()
+	var seen [2]string
+	synctest.Test(t, func(t *testing.T) {
+		seen[0] = run(t, func(template *http.Transport) http.RoundTripper {
+			template.ForceAttemptHTTP2 = true // as for connections of a pool
+			t.Cleanup(template.CloseIdleConnections)
+			return template
+		})
+	})
+	synctest.Test(t, func(t *testing.T) {
+		seen[1] = run(t, func(template *http.Transport) http.RoundTripper {
+			return conns(t, newPool(t, limit.PoolConfig{}), template)
+		})
+	})
+	if seen[1] != seen[0] {
+		t.Errorf("got\n%s\nwith http.Transport\n%s", seen[1], seen[0])
+	}
+	return seen[0]
+}
+
+// security is how the scripted servers of a test are reached.
+type security struct {
+	name    string
+	scheme  string
+	offered []string // by the server
+	client  func(*http.Transport)
+}
+
+var securities = []security{
+	{name: "in the clear", scheme: "http"},
+	{name: "TLS", scheme: "https"},
+	{name: "TLS with HTTP/1 chosen", scheme: "https", offered: []string{"http/1.1"}},
+	{name: "TLS without ALPN", scheme: "https", client: func(template *http.Transport) {
+		template.Protocols = new(http.Protocols)
+		template.Protocols.SetHTTP1(true)
+	}},
+}
+
+// Whatever a server does with connections over HTTP/1, callers and the server see what they see with http.Transport: answers, errors, closed bodies and
+// connections.
 func TestConns_OverHTTP1AsNetHTTP(t *testing.T) {
 	const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 	one := func(answer string) func(net.Conn, *bufio.Reader, int) {
@@ -61,6 +105,7 @@ func TestConns_OverHTTP1AsNetHTTP(t *testing.T) {
 		{"the body is not read", one(ok), []scripted{{unread: true}, {}}},
 		{"a body that is cut off", one("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok"), []scripted{{within: time.Second}, {within: time.Second}}},
 		{"no answer", one(""), []scripted{{within: time.Second}, {within: time.Second}}},
+		{"calls that have ended before they begin", one(ok), []scripted{{within: -1, method: "POST", body: "body"}, {}, {within: -1}, {}}},
 		{"what is no HTTP", one("SSH-2.0\r\n"), []scripted{{}, {}}},
 		{"an answer and more", one(ok + "HTTP/1.1 200 OK\r\n\r\n"), []scripted{{}, {}}},
 		{"switching protocols", one("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"), []scripted{{header: "Upgrade: x\r\nConnection: Upgrade"}, {}}},
@@ -83,57 +128,87 @@ func TestConns_OverHTTP1AsNetHTTP(t *testing.T) {
 		{"a body that fails", one(ok), []scripted{{}, {method: "OPTIONS", body: "fails", again: true}, {}}},
 		{"continue", one("HTTP/1.1 100 Continue\r\n\r\n" + ok), []scripted{{method: "POST", body: "body", header: "Expect: 100-continue"}, {}}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			var got [2]string
-			for i := range got {
-				synctest.Test(t, func(t *testing.T) {
-					var network memnet.Network
-					ln := network.Listen("10.0.0.1:80")
-					defer ln.Close()
-					conns := 0
-					go func() {
-						for {
-							nc, err := ln.Accept()
-							if err != nil {
-								return
-							}
-							conns++
-							go func(n int) {
-								defer nc.Close()
-								tt.serve(nc, bufio.NewReader(nc), n)
-							}(conns)
-						}
-					}()
-					template := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-						return network.DialContext(ctx, "tcp", "10.0.0.1:80")
-					}, Proxy: nil}
-					var rt http.RoundTripper = template
-					if i == 1 {
-						p, err := limit.NewPool(limit.PoolConfig{})
-						if err != nil {
-							t.Fatal(err)
-						}
-						c, err := p.Conns(template)
-						if err != nil {
-							t.Fatal(err)
-						}
-						defer c.Close()
-						rt = c
-					}
+		for _, over := range securities {
+			t.Run(tt.name+"/"+over.name, func(t *testing.T) {
+				asNetHTTP(t, func(t *testing.T, through func(*http.Transport) http.RoundTripper) string {
+					network, template := script(t, over, tt.serve)
+					rt, seen := through(template), ""
 					for _, c := range tt.calls {
 						time.Sleep(c.after)
-						got[i] += c.do(rt) + "\n"
+						seen += c.do(rt, over.scheme) + "\n"
 					}
-					got[i] += fmt.Sprint(network.Dials(), " dials")
-					rt.(interface{ CloseIdleConnections() }).CloseIdleConnections()
+					return seen + fmt.Sprint(network.Dials(), " dials")
 				})
-			}
-			if got[1] != got[0] {
-				t.Errorf("got\n%s\nwith http.Transport\n%s", got[1], got[0])
-			}
-		})
+			})
+		}
 	}
 }
+
+// script serves each connection of a network with serve, and returns a template that leads there.
+func script(t *testing.T, over security, serve func(nc net.Conn, r *bufio.Reader, n int)) (*memnet.Network, *http.Transport) {
+	network := new(memnet.Network)
+	ln := network.Listen("")
+	t.Cleanup(func() { ln.Close() })
+	template := &http.Transport{DialContext: network.DialContext}
+	server, client := certificates(t)
+	server.NextProtos = over.offered
+	template.TLSClientConfig = client
+	if over.client != nil {
+		over.client(template)
+	}
+	go func() {
+		for n := 1; ; n++ {
+			nc, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			if over.scheme == "https" {
+				nc = tls.Server(buffer(nc), server)
+			}
+			go func() {
+				defer nc.Close()
+				serve(nc, bufio.NewReader(nc), n)
+			}()
+		}
+	}()
+	return network, template
+}
+
+// buffered is a connection in memory that takes what is written without waiting for the reader, as a socket does. When it is closed, it still sends
+// that, and discards what it receives.
+type buffered struct {
+	net.Conn
+	writes chan []byte
+	once   sync.Once
+}
+
+func buffer(nc net.Conn) net.Conn {
+	b := &buffered{Conn: nc, writes: make(chan []byte, 100)}
+	go func() {
+		defer nc.Close()
+		for p := range b.writes {
+			if _, err := nc.Write(p); err != nil {
+				return
+			}
+		}
+	}()
+	return b
+}
+
+func (b *buffered) Write(p []byte) (int, error) {
+	b.writes <- bytes.Clone(p)
+	return len(p), nil
+}
+
+func (b *buffered) Close() error {
+	b.once.Do(func() {
+		close(b.writes)
+		go io.Copy(io.Discard, b.Conn)
+	})
+	return nil
+}
+
+func (*buffered) SetWriteDeadline(time.Time) error { return nil }
 
 func TestConns_DialsWhatNetHTTPDials(t *testing.T) {
 	for _, host := range []string{"orders", "orders:8080", "orders:", "10.0.0.1", "[::1]", "[::1]:8080", "[fe80::1%25lo]:80", "B\u00dccher.example", "b\u00fccher.example:81"} {
@@ -191,14 +266,14 @@ type scripted struct {
 }
 
 // do makes the call, and returns what the caller sees.
-func (c scripted) do(rt http.RoundTripper) string {
+func (c scripted) do(rt http.RoundTripper, scheme string) string {
 	ctx := context.Background()
-	if c.within > 0 {
+	if c.within != 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.within)
 		defer cancel()
 	}
-	req, err := http.NewRequestWithContext(ctx, "GET", "http://orders/", nil)
+	req, err := http.NewRequestWithContext(ctx, "GET", scheme+"://orders/", nil)
 	if err != nil {
 		return err.Error()
 	}
@@ -234,7 +309,7 @@ func (c scripted) do(rt http.RoundTripper) string {
 		}
 		_, writable := resp.Body.(io.Writer)
 		resp.Body.Close()
-		seen += fmt.Sprint(" ", writable, resp.Request == req)
+		seen += fmt.Sprint(" ", writable, resp.Request == req, summary(resp.TLS))
 	}
 	synctest.Wait()
 	for _, b := range bodies {
