@@ -222,22 +222,24 @@ func handshakeAlert(err error) bool {
 	return false
 }
 
-// streamError has the fields of net/http's own stream error, whose As method fills any struct with these fields.
-type streamError struct {
+// StreamError has the fields of net/http's own stream error, whose As method fills any struct with these fields.
+type StreamError struct {
 	StreamID uint32
 	Code     uint32
 	Cause    error
 }
 
-func (streamError) Error() string { return "" }
+// Error implements error.
+func (StreamError) Error() string { return "" }
 
-const refusedStream = 0x7 // RFC 9113, section 7
+// CodeRefused is the code of a StreamError with which a peer says that it has not processed a call (RFC 9113, section 8.7).
+const CodeRefused = 0x7
 
 // ofHTTP2 returns the kind of an error of the HTTP/2 stack. Except for the stream error, only the text of an error identifies it.
 func ofHTTP2(err error) Kind {
-	var stream streamError
+	var stream StreamError
 	if errors.As(err, &stream) {
-		if stream.Code == refusedStream {
+		if stream.Code == CodeRefused {
 			return RefusedStream
 		}
 		return StreamReset
@@ -247,7 +249,7 @@ func ofHTTP2(err error) Kind {
 		if rest, ok := strings.CutPrefix(text, "http2: Transport: cannot retry err ["); ok {
 			// net/http could not rewind the body, and only has the error as text. We may still be able to rewind it.
 			if strings.HasPrefix(rest, "stream error:") && strings.Contains(rest, "; REFUSED_STREAM") ||
-				strings.HasPrefix(rest, gotGoAway) {
+				strings.HasPrefix(rest, GotGoAway) {
 				return RefusedStream
 			}
 			return Reset
@@ -255,9 +257,9 @@ func ofHTTP2(err error) Kind {
 		switch {
 		case strings.HasPrefix(text, "stream error: stream ID ") && strings.Contains(text, "; REFUSED_STREAM"):
 			return RefusedStream // an error of golang.org/x/net/http2
-		case text == gotGoAway, strings.HasPrefix(text, "http2: Transport received GOAWAY from server ErrCode:"):
+		case text == GotGoAway, strings.HasPrefix(text, "http2: Transport received GOAWAY from server ErrCode:"):
 			return RefusedStream
-		case text == "http2: client conn not usable", text == "http2: client conn could not be established",
+		case text == NotUsable, text == "http2: client conn could not be established",
 			text == "http2: no cached connection was available":
 			return Unsent
 		}
@@ -265,7 +267,11 @@ func ofHTTP2(err error) Kind {
 	return Reset
 }
 
-const gotGoAway = "http2: Transport received Server's graceful shutdown GOAWAY"
+// The texts of errors of HTTP/2 in net/http, which it does not export, of calls that were not processed.
+const (
+	GotGoAway = "http2: Transport received Server's graceful shutdown GOAWAY"
+	NotUsable = "http2: client conn not usable"
+)
 
 func hasText(err error, text string) bool {
 	for ; err != nil; err = errors.Unwrap(err) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/failure"
 )
 
 // mostRepeats is how often a call is sent again because of its connection, as in net/http.
@@ -81,40 +82,23 @@ func (g grant) repeatable(req *http.Request, err error, repeats int) bool {
 		return g.reused && unanswered(req, err)
 	case repeats == mostRepeats:
 		return false
-	case err.Error() == notUsable:
+	case err.Error() == failure.NotUsable:
 		return true
 	}
 	return unprocessed(err) && pause(req, repeats)
 }
 
-// unprocessed reports whether an HTTP/2 peer says that it has not processed a call (RFC 9113, section 8.7).
+// unprocessed reports whether an HTTP/2 peer says that it has not processed a call.
 func unprocessed(err error) bool {
-	if err.Error() == gotGoAway {
+	if err.Error() == failure.GotGoAway {
 		return true
 	}
-	var stream streamError
 	// PROTOCOL_ERROR is what some peers say to a stream that exceeds a limit of which they have not told yet (golang/go#47635).
-	return errors.As(err, &stream) && (stream.Code == refusedStream || stream.Code == protocolError && stream.Cause != nil && stream.Cause.Error() == fromPeer)
+	const protocolError, fromPeer = 0x1, "received from peer"
+	var stream failure.StreamError
+	return errors.As(err, &stream) &&
+		(stream.Code == failure.CodeRefused || stream.Code == protocolError && stream.Cause != nil && stream.Cause.Error() == fromPeer)
 }
-
-// The texts and the type of those errors of HTTP/2 in net/http, which it does not export, that say how far a call has got.
-const (
-	notUsable = "http2: client conn not usable"
-	gotGoAway = "http2: Transport received Server's graceful shutdown GOAWAY"
-	fromPeer  = "received from peer"
-
-	protocolError = 0x1 // RFC 9113, section 7
-	refusedStream = 0x7
-)
-
-// streamError has the fields of net/http's own stream error, whose As method fills any struct with these fields.
-type streamError struct {
-	StreamID uint32
-	Code     uint32
-	Cause    error
-}
-
-func (streamError) Error() string { return "" }
 
 // pause waits before a call is sent to a peer again that refuses it, except for the first time. It reports false if the call has ended.
 func pause(req *http.Request, repeats int) bool {
