@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,7 @@ func (handshakeTimeout) Temporary() bool { return true }
 type (
 	diallingKey struct{} // a *dialling
 	madeKey     struct{} // a net.Conn to take instead of a new one
+	proxyKey    struct{} // a *url.URL
 )
 
 // dialling has the connection that a dial is for, until it ends: a timer of the context that was stopped stays in memory until it would have fired.
@@ -59,10 +61,27 @@ type dialling struct{ *clientConn }
 // overHTTP returns a transport like t that speaks HTTP/1 or HTTP/2 over connections which exist already, with TLS or without.
 func overHTTP(t *http.Transport, p protocol) *http.Transport {
 	t = transports.Clone(t)
-	t.TLSClientConfig, t.Protocols = nil, new(http.Protocols)
+	t.Proxy, t.TLSClientConfig, t.Protocols = nil, nil, new(http.Protocols)
 	t.Protocols.SetHTTP1(p == overHTTP1)
 	t.Protocols.SetUnencryptedHTTP2(p == overHTTP2)
 	t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return ctx.Value(madeKey{}).(net.Conn), nil }
+	return t
+}
+
+// overProxy returns a transport like t that connects by the proxy in the context of a dial.
+func overProxy(t *http.Transport) *http.Transport {
+	t = transports.Clone(t)
+	t.Proxy = func(req *http.Request) (*url.URL, error) { return req.Context().Value(proxyKey{}).(*url.URL), nil }
+	return t
+}
+
+// onlyHTTP1 has t offer no other protocol.
+func onlyHTTP1(t *http.Transport) *http.Transport {
+	t.Protocols = new(http.Protocols)
+	t.Protocols.SetHTTP1(true)
+	if t.TLSClientConfig != nil {
+		t.TLSClientConfig.NextProtos = nil
+	}
 	return t
 }
 
@@ -74,7 +93,7 @@ func (h *clientConns) connect(ctx context.Context, f *originConns) (*clientConn,
 	defer func() { d.clientConn = nil }()
 	ctx = context.WithValue(ctx, diallingKey{}, d)
 	var err error
-	if h.conns.transport.Proxy != nil {
+	if f.proxyURL != nil {
 		err = s.connectByProxy(ctx, f)
 	} else {
 		err = s.connectDirectly(ctx, f)
@@ -110,18 +129,26 @@ func (s *clientConn) connectDirectly(ctx context.Context, f *originConns) error 
 	return err
 }
 
-// connectByProxy has net/http connect by its proxy, if there is one for the origin.
+// proxyTimeout is how long a proxy may take to connect. It is net/http's for the response to CONNECT, and there is none for SOCKS.
+const proxyTimeout = time.Minute
+
+// connectByProxy has net/http connect by a proxy.
 func (s *clientConn) connectByProxy(ctx context.Context, f *originConns) (err error) {
-	scheme, speaks := "http", overHTTP1
+	scheme, speaks, speak := "http", overHTTP1, s.of.byProxy
 	if f.secure {
 		scheme = "https"
-		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{TLSHandshakeDone: func(state tls.ConnectionState, _ error) {
-			speaks = protocolOf(state) // the last one is that with the peer
-		}})
 	} else if s.of.clear {
 		speaks = overHTTP2
 	}
-	s.ClientConn, err = s.of.conns.transport.NewClientConn(ctx, scheme, f.address)
+	if f.http1 {
+		speak = s.of.http1ByProxy
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.of.conns.connectTimeout()+proxyTimeout)
+	defer cancel()
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{TLSHandshakeDone: func(state tls.ConnectionState, _ error) {
+		speaks = protocolOf(state) // the last one is that with the peer, or with the proxy if calls end there
+	}})
+	s.ClientConn, err = speak().NewClientConn(context.WithValue(ctx, proxyKey{}, f.proxyURL), scheme, f.address)
 	s.protocol = speaks
 	return err
 }

@@ -4,17 +4,15 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/caller"
-	"github.com/nosidecar/mesh/internal/field"
 )
 
 // clientConns are the connections of a [Conns] for HTTP. Of net/http they use what speaks the protocols, http.ClientConn, and not the pool of
@@ -24,8 +22,12 @@ type clientConns struct {
 	conns *Conns
 	http1 func() *http.Transport // that speaks over connections of ours
 	http2 func() *http.Transport
-	idle  time.Duration // how long a connection may be idle; 0 or less means forever
-	calls int           // that a connection may serve; 0 means any number
+
+	byProxy      func() *http.Transport // that connects by the proxy in the context of a dial
+	http1ByProxy func() *http.Transport
+	proxy        func(*http.Request) (*url.URL, error) // nil without proxies
+	idle         time.Duration                         // how long a connection may be idle; 0 or less means forever
+	calls        int                                   // that a connection may serve; 0 means any number
 
 	// HTTP/2 without TLS needs prior knowledge. With TLS the peer may choose.
 	clear, offered bool
@@ -50,21 +52,15 @@ const (
 	overHTTP2
 )
 
-// origin is what a connection is for: the scheme and the host of URLs (RFC 6454).
-type origin struct {
-	secure bool
-	http1  bool   // no other protocol will do
-	host   string // with the port if the URL has one
-}
-
 // originConns are the connections for an origin, and the calls that wait for one. It is guarded by clientConns.mu.
 type originConns struct {
 	origin
-	address string        // to dial
-	idle    []*clientConn // over HTTP/1, the one that was used last comes last
-	shared  []*clientConn // over HTTP/2, those that take calls
-	waiting []*want       // first come, first served
-	dials   int           // connections that are being made
+	proxyURL *url.URL      // nil without one
+	address  string        // to dial, or to have the proxy dial
+	idle     []*clientConn // over HTTP/1, the one that was used last comes last
+	shared   []*clientConn // over HTTP/2, those that take calls
+	waiting  []*want       // first come, first served
+	dials    int           // connections that are being made
 }
 
 // grant is the permission to send a call over a connection.
@@ -88,14 +84,17 @@ func newClientConns(c *Conns) *clientConns {
 	t, config := c.transport, &c.pool.config
 	t.CloseIdleConnections() // has it set up HTTP/2, and the protocols to offer
 	h := &clientConns{
-		conns:   c,
-		http1:   sync.OnceValue(func() *http.Transport { return overHTTP(t, overHTTP1) }),
-		http2:   sync.OnceValue(func() *http.Transport { return overHTTP(t, overHTTP2) }),
-		idle:    cmp.Or(config.IdleTimeout, defaultIdleTimeout),
-		calls:   config.MaxRequestsPerConnection,
-		clear:   t.Protocols != nil && t.Protocols.UnencryptedHTTP2() && !t.Protocols.HTTP1(),
-		offered: t.TLSClientConfig != nil && slices.Contains(t.TLSClientConfig.NextProtos, "h2"),
-		origins: make(map[origin]*originConns),
+		conns:        c,
+		http1:        sync.OnceValue(func() *http.Transport { return overHTTP(t, overHTTP1) }),
+		http2:        sync.OnceValue(func() *http.Transport { return overHTTP(t, overHTTP2) }),
+		byProxy:      sync.OnceValue(func() *http.Transport { return overProxy(t) }),
+		http1ByProxy: sync.OnceValue(func() *http.Transport { return onlyHTTP1(overProxy(t)) }),
+		proxy:        t.Proxy,
+		idle:         cmp.Or(config.IdleTimeout, defaultIdleTimeout),
+		calls:        config.MaxRequestsPerConnection,
+		clear:        t.Protocols != nil && t.Protocols.UnencryptedHTTP2() && !t.Protocols.HTTP1(),
+		offered:      t.TLSClientConfig != nil && slices.Contains(t.TLSClientConfig.NextProtos, "h2"),
+		origins:      make(map[origin]*originConns),
 	}
 	if t.DisableKeepAlives {
 		h.calls = 1
@@ -103,34 +102,20 @@ func newClientConns(c *Conns) *clientConns {
 	return h
 }
 
-// originOf returns the origin of a request.
-func originOf(req *http.Request) origin {
-	o := origin{secure: req.URL.Scheme == "https", host: req.URL.Host}
-	if o.secure && len(req.Header["Upgrade"]) > 0 {
-		o.http1 = strings.EqualFold(req.Header.Get("Upgrade"), "websocket") // as in net/http
-	}
-	return o
-}
-
-// address is what net/http dials for a request.
-func address(req *http.Request) string {
-	port := "80"
-	if req.URL.Scheme == "https" {
-		port = "443"
-	}
-	return net.JoinHostPort(field.ASCII(req.URL.Hostname()), cmp.Or(req.URL.Port(), port))
-}
-
 // get returns a connection for a call. If there is none with room for it, it dials, unless that has been done for another call, and returns the
 // connection that is free first. One that comes too late is for a later call.
 func (h *clientConns) get(req *http.Request) (g grant, err error) {
+	o, proxy, err := h.originOf(req)
+	if err != nil {
+		return grant{}, err
+	}
 	trace := httptrace.ContextClientTrace(req.Context())
 	if trace != nil && trace.GetConn != nil {
-		trace.GetConn(address(req))
+		trace.GetConn(address(cmp.Or(proxy, req.URL)))
 	}
-	g, w, err := h.take(req)
+	g, w, err := h.take(req, o, proxy)
 	if w != nil {
-		g, err = h.await(req, w)
+		g, err = h.await(req, o, w)
 	}
 	if err == nil && trace != nil && trace.GotConn != nil {
 		sane := false
@@ -146,8 +131,7 @@ func (h *clientConns) get(req *http.Request) (g grant, err error) {
 }
 
 // take returns a connection. If there is none, the call is one that waits.
-func (h *clientConns) take(req *http.Request) (grant, *want, error) {
-	o := originOf(req)
+func (h *clientConns) take(req *http.Request, o origin, proxy *url.URL) (grant, *want, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	f := h.ofLocked(o)
@@ -157,7 +141,7 @@ func (h *clientConns) take(req *http.Request) (grant, *want, error) {
 		}
 	}
 	if f.address == "" {
-		f.address = address(req)
+		f.address, f.proxyURL = address(req.URL), proxy
 	}
 	w := &want{ready: make(chan struct{}), dial: context.WithoutCancel(req.Context())}
 	f.waiting = append(f.waiting, w)
@@ -268,13 +252,13 @@ func (h *clientConns) removeLocked(f *originConns, w *want) bool {
 }
 
 // await waits for a connection.
-func (h *clientConns) await(req *http.Request, w *want) (grant, error) {
+func (h *clientConns) await(req *http.Request, o origin, w *want) (grant, error) {
 	ctx := caller.Wait(req.Context(), req)
 	defer caller.Stop(ctx, req)
 	select {
 	case <-w.ready:
 	case <-ctx.Done():
-		if !h.leave(originOf(req), w) && w.err == nil {
+		if !h.leave(o, w) && w.err == nil {
 			h.giveBack(w.got)
 		}
 		return grant{}, context.Cause(ctx)

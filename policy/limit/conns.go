@@ -50,8 +50,7 @@ type Conns struct {
 // The template is cloned. The clone keeps the TLS configuration, the proxy and the dialer, but wraps the dialer to apply
 // ConnectTimeout, Keepalive and MaxConnections. It uses HTTP/2 if the endpoint does, unless template.Protocols or
 // template.TLSNextProto say otherwise; setting a TLSClientConfig or a dialer does not turn HTTP/2 off. It pings HTTP/2 peers that
-// fall silent, and keeps as many idle connections as there were calls in flight, unless the template has its own settings. The
-// template's Proxy is asked for each connection, not for each call, and told the scheme and the host only.
+// fall silent, and keeps as many idle connections as there were calls in flight, unless the template has its own settings.
 //
 // A nil *Pool applies the defaults of [PoolConfig], and may be used for connections to any host. At most template.MaxIdleConns
 // connections are then kept idle; 0 means 100.
