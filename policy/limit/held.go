@@ -25,9 +25,10 @@ type held struct {
 	released bool
 }
 
-// hold returns the request to send, and its body, if it has one.
+// hold returns the request to send, and its body, if it has one that has to be held. net/http sends a small body in memory together with the header,
+// but only if it can see the type of the reader. Nobody needs to know whether that is read or closed, if GetBody returns it again.
 func hold(req *http.Request) (*http.Request, *held) {
-	if req.Body == nil || req.Body == http.NoBody {
+	if req.Body == nil || req.Body == http.NoBody || req.GetBody != nil && !caller.ToWatch(req) {
 		return req, nil
 	}
 	out := &struct { // one allocation for both
@@ -110,24 +111,26 @@ func (b *held) release(err error) {
 // again returns the request to send after an attempt to send it failed. It has the same body, or a new one from GetBody if the body
 // was read. If again returns an error, the body is closed.
 func (b *held) again(req *http.Request) (*http.Request, error) {
-	if b == nil {
-		return req, nil
-	}
-	last := b.last()
-	last.mu.Lock()
-	read := last.read
-	last.mu.Unlock()
-	if !read && last == b {
+	if req.Body == nil || req.Body == http.NoBody {
 		return req, nil
 	}
 	next := *req
-	if !read { // the one before cannot be read any more
-		next.Body = last.source
-		return &next, nil
-	}
-	last.end()
-	if req.GetBody == nil {
-		return nil, errNotAgain
+	if b != nil {
+		last := b.last()
+		last.mu.Lock()
+		read := last.read
+		last.mu.Unlock()
+		switch {
+		case !read && last == b:
+			return req, nil
+		case !read: // the one before cannot be read any more
+			next.Body = last.source
+			return &next, nil
+		}
+		last.end()
+		if req.GetBody == nil {
+			return nil, errNotAgain
+		}
 	}
 	fresh, err := caller.BodyAgain(req.GetBody)
 	if err != nil {

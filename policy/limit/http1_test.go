@@ -56,6 +56,9 @@ var securities = []security{
 	{name: "in the clear", scheme: "http"},
 	{name: "TLS", scheme: "https"},
 	{name: "TLS with HTTP/1 chosen", scheme: "https", offered: []string{"http/1.1"}},
+	{name: "TLS with another protocol chosen", scheme: "https", offered: []string{"istio"}, client: func(template *http.Transport) {
+		template.TLSClientConfig.NextProtos = []string{"istio"}
+	}},
 	{name: "TLS without ALPN", scheme: "https", client: func(template *http.Transport) {
 		template.Protocols = new(http.Protocols)
 		template.Protocols.SetHTTP1(true)

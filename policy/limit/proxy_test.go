@@ -25,8 +25,9 @@ import (
 
 // notes are what happens in a test, in order.
 type notes struct {
-	mu   sync.Mutex
-	text strings.Builder
+	mu    sync.Mutex
+	text  strings.Builder
+	http2 bool // chosen in a handshake
 }
 
 func (n *notes) add(format string, args ...any) {
@@ -56,11 +57,23 @@ func (n *notes) trace() *httptrace.ClientTrace {
 			return nil
 		},
 		TLSHandshakeStart: func() { n.add("  TLSHandshakeStart") },
-		TLSHandshakeDone:  func(state tls.ConnectionState, err error) { n.add("  TLSHandshakeDone%s %v", summary(&state), err) },
-		WroteHeaderField:  func(key string, value []string) { n.add("  WroteHeaderField %s %q", key, value) },
-		WroteHeaders:      func() { n.add("  WroteHeaders") },
-		Wait100Continue:   func() { n.add("  Wait100Continue") },
-		WroteRequest:      func(info httptrace.WroteRequestInfo) { n.add("  WroteRequest %v", info.Err) },
+		TLSHandshakeDone: func(state tls.ConnectionState, err error) {
+			n.add("  TLSHandshakeDone%s %v", summary(&state), err)
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.http2 = state.NegotiatedProtocol == "h2"
+		},
+		WroteHeaderField: func(key string, value []string) { n.add("  WroteHeaderField %s %q", key, value) },
+		WroteHeaders:     func() { n.add("  WroteHeaders") },
+		Wait100Continue:  func() { n.add("  Wait100Continue") },
+		WroteRequest: func(info httptrace.WroteRequestInfo) {
+			n.mu.Lock()
+			http2 := n.http2
+			n.mu.Unlock()
+			if !http2 { // which may have an answer before
+				n.add("  WroteRequest %v", info.Err)
+			}
+		},
 	}
 }
 
