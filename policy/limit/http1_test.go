@@ -181,33 +181,59 @@ func script(t *testing.T, over security, serve func(nc net.Conn, r *bufio.Reader
 // that, and discards what it receives.
 type buffered struct {
 	net.Conn
-	writes chan []byte
-	once   sync.Once
+	mu      sync.Mutex
+	change  *sync.Cond // of pending and closed
+	pending [][]byte
+	closed  bool
 }
 
 func buffer(nc net.Conn) net.Conn {
-	b := &buffered{Conn: nc, writes: make(chan []byte, 100)}
-	go func() {
-		defer nc.Close()
-		for p := range b.writes {
-			if _, err := nc.Write(p); err != nil {
-				return
-			}
-		}
-	}()
+	b := &buffered{Conn: nc}
+	b.change = sync.NewCond(&b.mu)
+	go b.send()
 	return b
 }
 
+func (b *buffered) send() {
+	defer b.Conn.Close()
+	for {
+		b.mu.Lock()
+		for len(b.pending) == 0 && !b.closed {
+			b.change.Wait()
+		}
+		pending := b.pending
+		b.pending = nil
+		b.mu.Unlock()
+		if len(pending) == 0 {
+			return
+		}
+		for _, p := range pending {
+			if _, err := b.Conn.Write(p); err != nil {
+				return
+			}
+		}
+	}
+}
+
 func (b *buffered) Write(p []byte) (int, error) {
-	b.writes <- bytes.Clone(p)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return 0, net.ErrClosed
+	}
+	b.pending = append(b.pending, bytes.Clone(p))
+	b.change.Signal()
 	return len(p), nil
 }
 
 func (b *buffered) Close() error {
-	b.once.Do(func() {
-		close(b.writes)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed {
+		b.closed = true
+		b.change.Signal()
 		go io.Copy(io.Discard, b.Conn)
-	})
+	}
 	return nil
 }
 
