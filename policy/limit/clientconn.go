@@ -87,21 +87,14 @@ func onlyHTTP1(t *http.Transport) *http.Transport {
 
 // connect makes a connection. Limits and timeouts are those of [Conns.dialContext]. The TLS handshake is ours, since net/http does not tell of the
 // settings of an HTTP/2 peer, which are seen below HTTP and above TLS.
-func (h *clientConns) connect(ctx context.Context, f *originConns) (*clientConn, error) {
-	s := &clientConn{of: h, origin: f.origin, protocol: overHTTP1}
+func (s *clientConn) connect(ctx context.Context, f *originConns) error {
 	d := &dialling{s}
 	defer func() { d.clientConn = nil }()
 	ctx = context.WithValue(ctx, diallingKey{}, d)
-	var err error
 	if f.proxyURL != nil {
-		err = s.connectByProxy(ctx, f)
-	} else {
-		err = s.connectDirectly(ctx, f)
+		return s.connectByProxy(ctx, f)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
+	return s.connectDirectly(ctx, f)
 }
 
 func (s *clientConn) connectDirectly(ctx context.Context, f *originConns) error {

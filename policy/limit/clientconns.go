@@ -60,7 +60,7 @@ type originConns struct {
 	idle     []*clientConn // over HTTP/1, the one that was used last comes last
 	shared   []*clientConn // over HTTP/2, those that take calls
 	waiting  []*want       // first come, first served
-	dials    int           // connections that are being made
+	dials    []*clientConn // that are being made for calls that wait, or will
 }
 
 // grant is the permission to send a call over a connection.
@@ -176,7 +176,7 @@ func (h *clientConns) ofLocked(o origin) *originConns {
 
 // tidyLocked forgets an origin of which there is nothing to know.
 func (h *clientConns) tidyLocked(f *originConns) {
-	if len(f.idle) == 0 && len(f.shared) == 0 && len(f.waiting) == 0 && f.dials == 0 {
+	if len(f.idle) == 0 && len(f.shared) == 0 && len(f.waiting) == 0 && len(f.dials) == 0 {
 		delete(h.origins, f.origin)
 		h.last = nil
 	}
@@ -269,13 +269,20 @@ func (h *clientConns) await(req *http.Request, o origin, w *want) (grant, error)
 	return w.got, w.err
 }
 
-// leave ends the wait of a call. It reports false if it had ended already.
+// leave ends the wait of a call. It reports false if it had ended already. A dial with which calls have lost patience is not one that later calls wait
+// for, unless others still do.
 func (h *clientConns) leave(o origin, w *want) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	f := h.ofLocked(o)
 	defer h.tidyLocked(f)
-	return h.removeLocked(f, w)
+	if !h.removeLocked(f, w) {
+		return false
+	}
+	if n := len(f.dials) - h.neededLocked(f); n > 0 {
+		f.dials = slices.Delete(f.dials, 0, n)
+	}
+	return true
 }
 
 // giveBack gives a connection back that no call was sent over.
@@ -341,8 +348,8 @@ func (h *clientConns) takesLocked(f *originConns) int {
 	return h.calls
 }
 
-// dialLocked makes as many connections as the calls need that wait.
-func (h *clientConns) dialLocked(f *originConns) {
+// neededLocked returns how many new connections the calls need that wait.
+func (h *clientConns) neededLocked(f *originConns) int {
 	n := min(1, len(f.waiting))
 	if each := h.takesLocked(f); each > 0 {
 		n = (len(f.waiting) + each - 1) / each
@@ -353,20 +360,32 @@ func (h *clientConns) dialLocked(f *originConns) {
 		}
 	}
 	if limit := h.conns.pool.config.MaxConnections; limit > 0 { // one that waits until there is room for it is enough
-		n = min(n, max(1, limit-h.conns.pool.links.count()+f.dials))
+		n = min(n, max(1, limit-h.conns.pool.links.count()+len(f.dials)))
 	}
-	for ; f.dials < n; f.dials++ {
-		go h.dial(f, f.waiting[f.dials].dial)
+	return max(0, n)
+}
+
+// dialLocked makes as many connections as are needed.
+func (h *clientConns) dialLocked(f *originConns) {
+	for n := h.neededLocked(f); len(f.dials) < n; {
+		s := &clientConn{of: h, origin: f.origin, protocol: overHTTP1}
+		ctx := f.waiting[len(f.dials)].dial
+		f.dials = append(f.dials, s)
+		go h.dial(s, f, ctx)
 	}
 }
 
 // dial makes a connection for those calls that wait first, or for later ones if none waits any more.
-func (h *clientConns) dial(f *originConns, ctx context.Context) {
-	s, err := h.connect(ctx, f)
+func (h *clientConns) dial(made *clientConn, f *originConns, ctx context.Context) {
+	err := made.connect(ctx, f)
 	h.mu.Lock()
-	each := h.takesLocked(f)
-	f.dials--
-	if err == nil && f.secure && !f.http1 {
+	f = h.ofLocked(made.origin)
+	each, wanted := h.takesLocked(f), slices.Contains(f.dials, made)
+	f.dials = without(f.dials, made)
+	s := made
+	if err != nil {
+		s = nil
+	} else if f.secure && !f.http1 {
 		h.chosen = s.protocol
 	}
 	switch {
@@ -380,7 +399,7 @@ func (h *clientConns) dial(f *originConns, ctx context.Context) {
 	default:
 		err = errNoStream
 	}
-	if err != nil {
+	if err != nil && wanted {
 		h.failLocked(f, each, err)
 	}
 	h.dialLocked(f)

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,16 +65,19 @@ func (n *notes) trace() *httptrace.ClientTrace {
 			n.http2 = state.NegotiatedProtocol == "h2"
 		},
 		WroteHeaderField: func(key string, value []string) { n.add("  WroteHeaderField %s %q", key, value) },
-		WroteHeaders:     func() { n.add("  WroteHeaders") },
+		WroteHeaders:     func() { n.wrote("  WroteHeaders") },
 		Wait100Continue:  func() { n.add("  Wait100Continue") },
-		WroteRequest: func(info httptrace.WroteRequestInfo) {
-			n.mu.Lock()
-			http2 := n.http2
-			n.mu.Unlock()
-			if !http2 { // which may have an answer before
-				n.add("  WroteRequest %v", info.Err)
-			}
-		},
+		WroteRequest:     func(info httptrace.WroteRequestInfo) { n.wrote("  WroteRequest %v", info.Err) },
+	}
+}
+
+// wrote notes what over HTTP/2 may come after the answer, and is not noted then.
+func (n *notes) wrote(format string, args ...any) {
+	n.mu.Lock()
+	http2 := n.http2
+	n.mu.Unlock()
+	if !http2 {
+		n.add(format, args...)
 	}
 }
 
@@ -413,5 +417,57 @@ func TestConns_AProxyThatStalls(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A call does not wait for a connection with which one before has lost patience.
+func TestConns_AfterAStallAsNetHTTP(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		target    string
+		via       string
+		protocols []string
+	}{
+		{"a dial", "http://orders", "", nil},
+		{"a dial for TLS", "https://orders", "", []string{"http/1.1"}},
+		{"a dial for HTTP/2", "https://orders", "", []string{"h2"}},
+		{"CONNECT", "https://orders", "http://proxy", nil},
+		{"SOCKS", "https://orders", "socks5://user:secret@proxy", nil},
+	} {
+		for _, before := range []int{1, 3} {
+			t.Run(fmt.Sprint(tt.name, " ", before), func(t *testing.T) {
+				asNetHTTP(t, func(t *testing.T, through func(*http.Transport) http.RoundTripper) string {
+					p, template := behindProxies(t, tt.via, tt.protocols...)
+					if tt.via == "" {
+						template.Proxy = nil
+					}
+					var stalled atomic.Bool
+					stalled.Store(true)
+					template.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+						if stalled.Load() {
+							time.Sleep(5 * time.Second)
+							return nil, errUnwanted
+						}
+						return p.network.DialContext(ctx, network, address)
+					}
+					rt, seen := through(template), new(notes)
+					began := time.Now()
+					var callers sync.WaitGroup
+					for range before {
+						callers.Go(func() {
+							ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+							defer cancel()
+							_, err := rt.RoundTrip(httptest.NewRequestWithContext(ctx, http.MethodGet, tt.target, nil))
+							seen.add("%s", anatomy(err))
+						})
+					}
+					callers.Wait()
+					stalled.Store(false)
+					seen.add("%s after %v", get(t, rt, tt.target), time.Since(began))
+					time.Sleep(time.Minute)
+					return seen.String()
+				})
+			})
+		}
 	}
 }
