@@ -38,6 +38,7 @@ type clientConns struct {
 	chosen  protocol     // by the peer, in the last handshake
 	timer   *time.Timer  // for idle connections; nil before the first
 	running bool
+	closing bool // HTTP/1 connections when they become idle, until the next call, as net/http does after CloseIdleConnections
 	closed  bool
 
 	waits atomic.Int64 // calls that wait for a connection
@@ -134,6 +135,7 @@ func (h *clientConns) get(req *http.Request) (g grant, err error) {
 func (h *clientConns) take(req *http.Request, o origin, proxy *url.URL) (grant, *want, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.closing = false
 	f := h.ofLocked(o)
 	if len(f.waiting) == 0 {
 		if g, ok := h.grantLocked(f); ok {

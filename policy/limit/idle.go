@@ -26,7 +26,7 @@ func (h *clientConns) putLocked(f *originConns, s *clientConn, fresh bool) bool 
 		h.endLocked(f, f.waiting[0], h.countLocked(f, s), nil)
 		return true
 	}
-	if h.closed || dead || s.isClosed() || len(f.idle) >= h.conns.transport.MaxIdleConnsPerHost {
+	if h.closed || h.closing || dead || s.isClosed() || len(f.idle) >= h.conns.transport.MaxIdleConnsPerHost {
 		return false
 	}
 	s.since = time.Now()
@@ -106,6 +106,7 @@ func (h *clientConns) closableLocked(old func(*clientConn) bool) (all []*clientC
 // closeIdle closes the idle connections.
 func (h *clientConns) closeIdle() {
 	h.mu.Lock()
+	h.closing = true
 	idle, _ := h.closableLocked(func(*clientConn) bool { return true })
 	h.mu.Unlock()
 	closeAll(idle)

@@ -464,3 +464,79 @@ func TestConns_TracesThatPanic(t *testing.T) {
 		}
 	}
 }
+
+// Traces are told of look-ups, dials and calls as by http.Transport.
+func TestConns_TracesOfDialsAsNetHTTP(t *testing.T) {
+	for _, protocol := range []string{plain, overTLS1, overTLS} {
+		t.Run(protocol, func(t *testing.T) {
+			s := serve(t, protocol, hello)
+			s.template.ForceAttemptHTTP2 = true // as for connections of a pool
+			s.template.DialContext = func(ctx context.Context, _, address string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "tcp4", address)
+			}
+			if config := s.template.TLSClientConfig; config != nil {
+				config.ServerName = "example.com"
+			}
+			_, port, err := net.SplitHostPort(s.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			scheme, _, _ := strings.Cut(s.URL, ":")
+			defer s.template.CloseIdleConnections()
+			var seen [2]notes
+			for i, rt := range []http.RoundTripper{s.template, conns(t, newPool(t, limit.PoolConfig{}), s.template)} {
+				n := &seen[i]
+				trace := n.trace()
+				trace.DNSStart = func(info httptrace.DNSStartInfo) { n.add("  DNSStart %s", info.Host) }
+				trace.DNSDone = func(info httptrace.DNSDoneInfo) { n.add("  DNSDone %v %v", info.Addrs, info.Err) }
+				trace.ConnectStart = func(network, address string) { n.add("  ConnectStart %s %s", network, address) }
+				trace.ConnectDone = func(network, address string, err error) { n.add("  ConnectDone %s %s %v", network, address, err) }
+				trace.GotConn = func(info httptrace.GotConnInfo) {
+					_, secure := info.Conn.(*tls.Conn)
+					n.add("  GotConn %t %t %t", info.Reused, info.WasIdle, secure)
+				}
+				for range 2 {
+					req := httptest.NewRequest(http.MethodGet, scheme+"://localhost:"+port, nil)
+					resp, err := rt.RoundTrip(req.WithContext(httptrace.WithClientTrace(t.Context(), trace)))
+					if err != nil {
+						t.Fatal(err)
+					}
+					text, err := io.ReadAll(resp.Body)
+					resp.Body.Close()
+					n.add("%s %v", text, err)
+				}
+			}
+			if seen[1].String() != seen[0].String() {
+				t.Errorf("got\n%s\nwith http.Transport\n%s", &seen[1], &seen[0])
+			}
+		})
+	}
+}
+
+// Connections that become idle after CloseIdleConnections are closed, until there is another call.
+func TestConns_CloseIdleConnectionsAsNetHTTP(t *testing.T) {
+	for _, scheme := range []string{"http", "https"} {
+		t.Run(scheme, func(t *testing.T) {
+			asNetHTTP(t, func(t *testing.T, through func(*http.Transport) http.RoundTripper) string {
+				network, template := behindTLS(t, nil, variously)
+				network.Serve(t, "orders:80", http.HandlerFunc(variously))
+				rt, seen := through(template), new(notes)
+				for range 2 {
+					for _, again := range []bool{false, true} {
+						var callers sync.WaitGroup
+						callers.Go(func() { get(t, rt, scheme+"://orders") }) // takes a second
+						synctest.Wait()
+						rt.(interface{ CloseIdleConnections() }).CloseIdleConnections()
+						if again {
+							callers.Go(func() { get(t, rt, scheme+"://orders") })
+						}
+						callers.Wait()
+						synctest.Wait()
+						seen.add("%d dials", network.Dials())
+					}
+				}
+				return seen.String()
+			})
+		})
+	}
+}
