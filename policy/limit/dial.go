@@ -29,6 +29,9 @@ func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (
 		}
 	}()
 	nc, err := c.dial(ctx, network, addr)
+	if nc == nil && err == nil {
+		err = errors.New("limit: the dialer of the template returned neither a connection nor an error")
+	}
 	if err != nil {
 		// Mark any failure to connect as a dial error, whatever the dialer returned: such calls can always be retried.
 		if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" {

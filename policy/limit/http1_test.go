@@ -10,6 +10,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -261,6 +264,19 @@ func TestConns_DialsWhatNetHTTPDials(t *testing.T) {
 	}
 }
 
+// A dialer that returns nothing fails the call, and not the program.
+func TestConns_ADialerThatReturnsNothing(t *testing.T) {
+	template := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, nil }}
+	for name, pool := range map[string]*limit.Pool{"a pool": newPool(t, limit.PoolConfig{}), "no pool": nil} {
+		for _, target := range []string{"http://orders", "https://orders"} {
+			c := conns(t, pool, template)
+			if err := call(t.Context(), c, target); err == nil || !strings.Contains(err.Error(), "neither a connection nor an error") || c.Open() != 0 {
+				t.Errorf("%s, %s: %v, with %d connections open", name, target, err, c.Open())
+			}
+		}
+	}
+}
+
 // Hosts of which there is no connection take no memory.
 func TestConns_ForgetsHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -350,3 +366,54 @@ func (c scripted) do(rt http.RoundTripper, scheme string) string {
 type errReader struct{}
 
 func (errReader) Read([]byte) (int, error) { return 0, errors.New("the body fails") }
+
+// takes is a connection that tells what it is asked to copy, as a socket is that sends a file without a buffer.
+type takes struct {
+	net.Conn
+	seen *notes
+}
+
+func (c *takes) ReadFrom(r io.Reader) (int64, error) {
+	source := r
+	if limited, ok := r.(*io.LimitedReader); ok {
+		source = limited.R
+	}
+	c.seen.add("copies from a %T", source)
+	return io.Copy(c.Conn, r)
+}
+
+// A file is sent by the socket, without a buffer.
+func TestConns_FilesAsNetHTTP(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "body")
+	if err := os.WriteFile(name, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	asNetHTTP(t, func(t *testing.T, through func(*http.Transport) http.RoundTripper) string {
+		_, template := serveInMemory(t, func(w http.ResponseWriter, req *http.Request) {
+			n, err := io.Copy(io.Discard, req.Body)
+			fmt.Fprint(w, n, err)
+		})
+		seen, dial := new(notes), template.DialContext
+		template.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			nc, err := dial(ctx, network, address)
+			return &takes{nc, seen}, err
+		}
+		rt := through(template)
+		for range 2 {
+			file, err := os.Open(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req := httptest.NewRequest(http.MethodPut, "http://orders", file)
+			req.ContentLength = 1 << 20
+			resp, err := rt.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			seen.add("%s, closed: %t", text, errors.Is(file.Close(), os.ErrClosed))
+		}
+		return seen.String()
+	})
+}

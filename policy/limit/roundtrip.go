@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -30,7 +31,10 @@ func (h *clientConns) roundTrip(req *http.Request) (*http.Response, error) {
 			body.CloseRequest(req)
 			return nil, err
 		}
-		out, b := hold(req)
+		out, b := req, (*held)(nil)
+		if !g.sendsFile(req) {
+			out, b = hold(req)
+		}
 		if g.last && g.protocol == overHTTP1 {
 			out = lastCall(out)
 		}
@@ -62,6 +66,12 @@ func (h *clientConns) roundTrip(req *http.Request) (*http.Response, error) {
 		}
 		req = next
 	}
+}
+
+// sendsFile reports whether the socket may send the body, if net/http can see that it is a file. Without GetBody, a call over HTTP/1 is not sent again.
+func (g grant) sendsFile(req *http.Request) bool {
+	_, file := req.Body.(*os.File)
+	return file && g.protocol == overHTTP1 && req.GetBody == nil
 }
 
 // lastCall returns the request to send if its HTTP/1 connection shall be closed after it.
