@@ -50,7 +50,8 @@ type Conns struct {
 // The template is cloned. The clone keeps the TLS configuration, the proxy and the dialer, but wraps the dialer to apply
 // ConnectTimeout, Keepalive and MaxConnections. It uses HTTP/2 if the endpoint does, unless template.Protocols or
 // template.TLSNextProto say otherwise; setting a TLSClientConfig or a dialer does not turn HTTP/2 off. It pings HTTP/2 peers that
-// fall silent, and keeps as many idle connections as there were calls in flight, unless the template has its own settings.
+// fall silent, and keeps as many idle connections as there were calls in flight, unless the template has its own settings. A proxy
+// has a minute to connect to the endpoint, on top of ConnectTimeout.
 //
 // A nil *Pool applies the defaults of [PoolConfig], and may be used for connections to any host. At most template.MaxIdleConns
 // connections are then kept idle; 0 means 100.
