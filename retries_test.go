@@ -54,6 +54,29 @@ func TestRetriedResponsesAreClosed(t *testing.T) {
 	}
 }
 
+// The body of a response that is retried may never end. It is closed after a while, next to what becomes of the call.
+func TestRetriedResponseThatDoesNotEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var calls atomic.Int32
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, func(w http.ResponseWriter, r *http.Request) {
+			if calls.Add(1)%2 == 0 {
+				io.WriteString(w, "well")
+				return
+			}
+			w.WriteHeader(http.StatusServiceUnavailable)
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}))
+		c := f.Mesh(t, retryDocument).Client()
+		for range 20 {
+			if a := get(t, c, "http://api/"); a.status != http.StatusOK || a.body != "well" {
+				t.Errorf("status %d, %q", a.status, a.body)
+			}
+		}
+	})
+}
+
 func TestRetryOverOneConnection(t *testing.T) {
 	noLeaks(t)
 	var calls atomic.Int32

@@ -227,14 +227,17 @@ func (c *call) serve(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*eng
 // watch has the call end with the body of resp.
 func (c *call) watch(resp *http.Response) {
 	reader, _ := resp.Body.(*body.Reader)
-	c.first.last = c.tries == 1 && reader != nil && reader == c.inner // which nobody has read yet
-	if c.outer = c.inner; !c.first.last {
+	only := c.tries == 1 && reader != nil && reader == c.inner // which nobody has read yet
+	c.outer = c.inner
+	if only {
+		c.first.last = true
+	} else { // the first attempt may be ending at the same time
 		c.outer = new(body.Reader)
 	}
 	if c.Observed() {
 		c.outer.Count()
 	}
-	if !c.first.last {
+	if !only {
 		atomic.AddInt32(&c.users, 1)
 		c.outer.Attach(resp, (*ending)(c))
 	}
