@@ -281,6 +281,35 @@ func TestConns_TheLineMakesRoom(t *testing.T) {
 	})
 }
 
+// A dial that waits for room does not take what room there is later, when a stream has become free for the call that needed it.
+func TestConns_TheLineNeedsNoRoomAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, template := serveClear(t, 1, func(_ http.ResponseWriter, req *http.Request) {
+			if said, _ := io.ReadAll(req.Body); string(said) == "long" {
+				time.Sleep(100*time.Millisecond + 500*time.Microsecond) // not when a dial that waits looks for room
+			}
+		})
+		pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
+		c := conns(t, pool, template)
+		var workers sync.WaitGroup
+		for _, said := range []string{"long", "next"} {
+			workers.Go(func() {
+				if _, err := send(t.Context(), pool, c, said); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		workers.Wait()
+		synctest.Wait() // the connection becomes idle a little after its last call
+		c.CloseIdleConnections()
+		synctest.Wait()
+		if n := network.Dials(); c.Open() != 0 || n != 1 {
+			t.Errorf("%d connections are open after %d dials, want none after one", c.Open(), n)
+		}
+	})
+}
+
 // A call that fails before it has dialled leaves no connection behind that counts.
 func TestConns_ACallThatDoesNotDial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

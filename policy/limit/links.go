@@ -44,13 +44,13 @@ func (c *Conns) reserve(ctx context.Context, first bool) error {
 	timer := time.NewTimer(roomCheck)
 	defer timer.Stop()
 	for {
+		if d, ok := ctx.Value(diallingKey{}).(*dialling); ok && !c.http.needed(d.origin) {
+			return errNotNeeded
+		}
 		c.evict()
 		room, ok := c.take(true, first)
 		if ok {
 			return nil
-		}
-		if d, ok := ctx.Value(diallingKey{}).(*dialling); ok && !c.http.needed(d.origin) {
-			return errNotNeeded
 		}
 		select {
 		case <-room:
