@@ -112,6 +112,14 @@ func (h *clientConns) closeIdle() {
 	closeAll(idle)
 }
 
+// closeOthers closes the idle connections that are not for an origin.
+func (h *clientConns) closeOthers(o origin) {
+	h.mu.Lock()
+	idle, _ := h.closableLocked(func(s *clientConn) bool { return s.origin != o })
+	h.mu.Unlock()
+	closeAll(idle)
+}
+
 // close closes the idle connections, and the others when their calls have ended.
 func (h *clientConns) close() {
 	h.mu.Lock()

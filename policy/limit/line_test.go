@@ -281,6 +281,27 @@ func TestConns_TheLineMakesRoom(t *testing.T) {
 	})
 }
 
+// Idle connections for one host make room for another host at the same endpoint.
+func TestConns_AnotherHostMakesRoom(t *testing.T) {
+	for _, protocol := range []string{plain, clear, overTLS, overTLS1} {
+		t.Run(protocol, func(t *testing.T) {
+			s := serve(t, protocol, hello)
+			pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
+			s.template.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, network, s.Listener.Addr().String())
+			}
+			c := conns(t, pool, s.template)
+			scheme, _, _ := strings.Cut(s.URL, ":")
+			for _, host := range []string{"example.com", "www.example.com", "example.com"} { // the certificate has these
+				get(t, c, scheme+"://"+host)
+				if n := pool.Stats(); n.Connections != 1 || n.Overflows != 0 {
+					t.Errorf("after a call to %s: %+v", host, n)
+				}
+			}
+		})
+	}
+}
+
 // A dial that waits for room does not take what room there is later, when a stream has become free for the call that needed it.
 func TestConns_TheLineNeedsNoRoomAnyMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

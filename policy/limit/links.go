@@ -34,9 +34,10 @@ func (l *links) wakeLocked() {
 	}
 }
 
-// reserve counts one connection. At MaxConnections it closes idle connections to other endpoints, and then waits until a connection
-// is closed. It does not wait if this would be the only connection to the endpoint, or if first is set. The call that needs the
-// connection has a slot. So, unless an HTTP/2 connection is out of streams, some other connection is just being released.
+// reserve counts one connection. At MaxConnections it closes idle connections to other endpoints or for other origins, and then waits
+// until a connection is closed. It does not wait if this would be the only connection to the endpoint, or if first is set. The call
+// that needs the connection has a slot. So, unless an HTTP/2 connection is out of streams, some other connection is just being
+// released.
 func (c *Conns) reserve(ctx context.Context, first bool) error {
 	if _, ok := c.take(false, false); ok {
 		return nil
@@ -44,10 +45,11 @@ func (c *Conns) reserve(ctx context.Context, first bool) error {
 	timer := time.NewTimer(roomCheck)
 	defer timer.Stop()
 	for {
-		if d, ok := ctx.Value(diallingKey{}).(*dialling); ok && !c.http.needed(d.origin) {
+		d, ok := ctx.Value(diallingKey{}).(*dialling)
+		if ok && !c.http.needed(d.origin) {
 			return errNotNeeded
 		}
-		c.evict()
+		c.evict(d)
 		room, ok := c.take(true, first)
 		if ok {
 			return nil
@@ -80,8 +82,9 @@ func (c *Conns) take(only, first bool) (<-chan struct{}, bool) {
 	return l.room, false
 }
 
-// evict closes idle connections to other endpoints, one endpoint at a time, until there is room.
-func (c *Conns) evict() {
+// evict closes idle connections to other endpoints, one endpoint at a time, until there is room. Of those to the same endpoint it
+// closes the ones for other origins than that of the dial, if d is not nil.
+func (c *Conns) evict(d *dialling) {
 	l := &c.pool.links
 	l.mu.Lock()
 	conns := slices.Clone(l.conns)
@@ -92,8 +95,11 @@ func (c *Conns) evict() {
 		if l.count() < c.pool.config.MaxConnections {
 			return
 		}
-		if other := conns[(next+i)%len(conns)]; other != c {
+		switch other := conns[(next+i)%len(conns)]; {
+		case other != c:
 			other.CloseIdleConnections()
+		case d != nil:
+			c.http.closeOthers(d.origin)
 		}
 	}
 }
