@@ -20,7 +20,7 @@ func (s *clientConn) put() {
 // putLocked is put. It reports false if the connection is not kept. A fresh one is given to a call even if the peer has closed it, since the error
 // of the call says why.
 func (h *clientConns) putLocked(f *originConns, s *clientConn, fresh bool) bool {
-	dead := !fresh && s.isClosed()
+	dead := !fresh && (s.isClosed() || h.calls > 0 && s.calls >= h.calls)
 	if len(f.waiting) > 0 && !dead {
 		s.since = time.Time{}
 		h.endLocked(f, f.waiting[0], h.countLocked(f, s), nil)

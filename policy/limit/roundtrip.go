@@ -77,7 +77,8 @@ func (g grant) sendsFile(req *http.Request) bool {
 // lastCall returns the request to send if its HTTP/1 connection shall be closed after it.
 func lastCall(req *http.Request) *http.Request {
 	if req.Close || len(req.Header["Upgrade"]) > 0 {
-		// If the peer accepts the upgrade, the connection serves no other call anyway. If not, the next call is the last one.
+		// If the peer accepts the upgrade, the connection serves no other call anyway. If not, we close it, or the next call is the last one
+		// because of its age.
 		return req
 	}
 	last := *req

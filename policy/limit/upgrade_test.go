@@ -112,3 +112,26 @@ func TestLastCallOfAConnectionKeepsItsConnectionOptions(t *testing.T) {
 		t.Errorf("the caller's header was changed: %q", got)
 	}
 }
+
+// TestARefusedUpgradeCountsAsACall has the last call that a connection takes ask for an upgrade in vain.
+func TestARefusedUpgradeCountsAsACall(t *testing.T) {
+	for _, most := range []int{1, 2} {
+		backend := serve(t, plain, hello)
+		c := conns(t, newPool(t, limit.PoolConfig{MaxRequestsPerConnection: most}), backend.template)
+		for range most {
+			req := httptest.NewRequest(http.MethodGet, backend.URL, nil)
+			req.Header.Set("Connection", "Upgrade")
+			req.Header.Set("Upgrade", "echo")
+			resp, err := c.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+		get(t, c, backend.URL)
+		if n := backend.conns.Load(); n != 2 {
+			t.Errorf("%d connections for %d calls, want 2 with %d calls each at most", n, most+1, most)
+		}
+	}
+}
